@@ -47,6 +47,7 @@ class Progress:
     def _tell(self) -> None:
         "Leave the state for the runner; a progress line that can't be written is not worth failing for."
         self._last = time.monotonic()
+        if not self._file: return
         state = {"label": self.label, "n": self.n, "total": self.total, "note": self.note}
         part = Path(f"{self._file}.{os.getpid()}")
         try:
@@ -57,7 +58,7 @@ class Progress:
     def __enter__(self): return self
 
     def __exit__(self, *exc):
-        if self._file: self._tell()
+        self._tell()
         self._bar.close()
 
 
