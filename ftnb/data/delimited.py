@@ -7,6 +7,7 @@ __all__ = ['DELIMITERS', 'Dialect', 'Record', 'records', 'find_delimiter', 'find
 
 # %% ../../nbs/data/delimited.ipynb #c03
 import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -25,8 +26,7 @@ class Dialect(NamedTuple):
     def options(self) -> dict:
         "The dialect in the words of Python's csv module, reading strictly."
         quoting = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
-        escape = {"escapechar": "\\", "doublequote": False} if self.escape else {}
-        return {"delimiter": self.delimiter, "skipinitialspace": self.trim, "strict": True} | quoting | escape
+        return {"delimiter": self.delimiter, "skipinitialspace": self.trim, "strict": True} | quoting
 
     def __str__(self):
         name = {"\t": "tab", " ": "blank", ",": "comma", ";": "semicolon", "|": "bar"}
@@ -49,8 +49,8 @@ class _TooLong(Exception):
 
 class _Feed:
     "Lines for csv.reader that remembers those of the current record and can take them back."
-    def __init__(self, source: Iterator[Line], limit: int):
-        self.source, self.limit = source, limit
+    def __init__(self, source: Iterator[Line], limit: int, escape: bool = False):
+        self.source, self.limit, self.escape = source, limit, escape
         self.again: list[Line] = []      # lines to be read again, last first
         self.record: list[Line] = []     # lines of the record being read
         self.size, self.undecodable = 0, False
@@ -68,10 +68,14 @@ class _Feed:
         self.record.append(line)
         self.size += line.size
         if self.size > self.limit: raise _TooLong
-        try: return line.content.decode("utf-8") + "\n"
+        content = _ESCAPE.sub(rb"\1\1", line.content).replace(rb"\\", b"\\") if self.escape else line.content
+        try: return content.decode("utf-8") + "\n"
         except UnicodeDecodeError:
             self.undecodable = True
-            return line.content.decode("utf-8", "surrogateescape") + "\n"
+            return content.decode("utf-8", "surrogateescape") + "\n"
+
+
+_ESCAPE = re.compile(rb'(?<!\\)(?:\\\\)*\\(["\'])')   # csv's own escapes aren't strict: it would merge rows silently
 
 # %% ../../nbs/data/delimited.ipynb #c10
 def records(
@@ -81,7 +85,7 @@ def records(
 ) -> Iterator[Record]:
     "All records of a delimited text, the broken ones with a reason; blank lines are none."
     csv.field_size_limit(max(limit + 2, csv.field_size_limit()))
-    feed = _Feed(source, limit)
+    feed = _Feed(source, limit, dialect.escape)
     reader = csv.reader(feed, **dialect.options())
     while True:
         feed.begin()
@@ -151,7 +155,8 @@ def find_dialect(
     usual = Dialect(delimiter)
     if not any(b'"' in line.content or b"'" in line.content for line in begin()): return usual, ""
     none, escaped, single = Dialect(delimiter, ""), Dialect(delimiter, '"', True), Dialect(delimiter, "'")
-    bad = {d: _misfits(records(begin(), d, limit), columns) for d in (usual, escaped, none)}
+    tried = [usual, none] + [escaped] * any(b'\\"' in line.content for line in begin())
+    bad = {d: _misfits(records(begin(), d, limit), columns) for d in tried}
     if _all_quoted(begin(), delimiter, "'"): bad[single] = _misfits(records(begin(), single, limit), columns)
     best = min(bad, key=lambda d: bad[d])
     if best == usual and delimiter != "," and not bad[none] and not _balanced(begin(), delimiter):

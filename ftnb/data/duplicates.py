@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import chain, combinations, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..foundation.pictures import Table, table
 
 # %% ../../nbs/data/duplicates.ipynb #c08
 class _Blanks(dict):
-    "What `str.translate` does with a character: kept, turned into a blank, or dropped; decided once each."
+    "What `str.translate` does with a character: keep it, make it a blank, or drop it."
     kept = frozenset("#%&@*")
 
     def __missing__(self, code: int) -> str:
@@ -65,7 +65,7 @@ def jaccard(a: set[str], b: set[str]) -> float:
 # %% ../../nbs/data/duplicates.ipynb #c18
 def piece_hashes(
     texts: Sequence[str],               # normal texts
-) -> tuple[np.ndarray, np.ndarray]:     # (hash of each piece, where each text begins in them and the last ends)
+) -> tuple[np.ndarray, np.ndarray]:     # (hash of each piece, where each text's begin)
     "64-bit hashes of the pieces of many texts, in one vectorised pass."
     joined = (("\n" * PIECE).join(texts) + "\n" * PIECE).encode("utf-32-le", "surrogatepass")
     codes = np.frombuffer(joined, np.uint32).astype(np.uint64)
@@ -75,15 +75,17 @@ def piece_hashes(
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     count = np.maximum(lengths - PIECE + 1, 1)
     starts, bounds = np.cumsum(lengths + PIECE) - lengths - PIECE, np.r_[0, np.cumsum(count)]
-    return h[np.repeat(starts - bounds[:-1], count) + np.arange(bounds[-1])], bounds.astype(np.uint64)
+    return h[np.repeat(starts - bounds[:-1], count) + np.arange(bounds[-1])], bounds.astype(
+        np.uint64
+    )
 
 
 def bands_for(
     similarity: float,          # from which two texts are near, between 0 and 1
     permutations: int = 128,    # numbers in a signature at most
-    recall: float = .99,        # share of pairs at exactly this similarity that must become candidates
+    recall: float = .99,        # share of pairs of this similarity to become candidates
 ) -> tuple[int, int]:           # (bands, rows in a band)
-    "The longest bands, so the fewest false candidates, that reach the recall: 1 − (1 − s^rows)^bands."
+    "The longest bands, so the fewest false candidates, with 1 − (1 − s^rows)^bands ≥ recall."
     fits = [r for r in range(1, 17) if 1 - (1 - similarity**r)**(permutations // r) >= recall]
     rows = max(fits, default=1)
     return permutations // rows, rows
@@ -105,7 +107,7 @@ def signatures(
 
 # %% ../../nbs/data/duplicates.ipynb #c21
 class _Spill:
-    "Normal texts and signatures of many rows, on disk; numbers a row in memory: its place and its hash."
+    "Normal texts and signatures of many rows, on disk; of each row two numbers in memory."
 
     def __init__(self, folder: Path, bands: int, rows: int):
         self.folder, self.bands, self.band_rows = folder, bands, rows
@@ -116,10 +118,15 @@ class _Spill:
         rows = iter(texts)
         with ExitStack() as stack:
             out = stack.enter_context((self.folder/"texts").open("wb"))
-            files = [stack.enter_context((self.folder/f"{b}").open("wb")) for b in range(self.bands)]
+            files = [
+                stack.enter_context((self.folder / f"{b}").open("wb")) for b in range(self.bands)
+            ]
             while some := [normal(t) for t in islice(rows, batch)]:
                 for t in some: self._remember(out, t.encode("utf-8", "surrogatepass"))
-                for file, band in zip(files, signatures(some, self.bands, self.band_rows), strict=True): band.tofile(file)
+                for file, band in zip(
+                    files, signatures(some, self.bands, self.band_rows), strict=True
+                ):
+                    band.tofile(file)
         return self
 
     def _remember(self, out: Any, raw: bytes) -> None:
@@ -140,23 +147,27 @@ class _Spill:
 def runs(
     values: np.ndarray,               # one number a row
     rows: np.ndarray | None = None,   # which rows to look at, ascending; default all
-) -> Iterator[np.ndarray]:            # rows that share a number, ascending; only groups of two and more
+) -> Iterator[np.ndarray]:            # rows that share a number; two and more
     "Groups of equal values, in order of their value."
     rows = np.arange(len(values)) if rows is None else rows
     order = rows[np.argsort(values[rows], kind="stable")]
     ordered = values[order]
-    cuts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True]) if len(rows) else np.array([0])
+    cuts = (
+        np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True])
+        if len(rows)
+        else np.array([0])
+    )
     big = np.flatnonzero(np.diff(cuts) > 1)
     for i in big: yield order[cuts[i]:cuts[i + 1]]
 
 
-CROWD = 60  # rows that share a band; beyond, each is compared with the first ones and its neighbours only
+CROWD = 60  # rows that share a band; beyond, each meets the first ones and its neighbours only
 
 
 def candidates(
     same: np.ndarray,  # rows that agree on a band, ascending
 ) -> np.ndarray:       # (pairs, 2)
-    "Which pairs of a band's agreeing rows to compare; linear for crowds, so that boilerplate can't explode."
+    "Which pairs of a band's agreeing rows to compare; linear in the number of a crowd."
     n = len(same)
     if n <= CROWD: first, second = np.triu_indices(n, 1)
     else:
@@ -185,7 +196,7 @@ def _exact(spill: _Spill) -> list[list[int]]:
 
 
 def _near(spill: _Spill, leaders: np.ndarray, similarity: float) -> list[Pair]:
-    "Pairs among the leading rows, band by band, each checked with its true similarity once it's a candidate."
+    "Pairs among the leading rows, band by band, each checked with its true similarity."
     found: dict[tuple[int, int], float] = {}
     refused: set[tuple[int, int]] = set()
     for b in range(spill.bands):
@@ -206,8 +217,10 @@ class Duplicates:
     "Exact groups and near pairs of rows; displays itself."
     rows: int
     similarity: float
-    exact: list[list[int]] = field(default_factory=list)   # rows with the same normal text, two and more
-    pairs: list[Pair] = field(default_factory=list)        # near, between first rows of their groups
+    exact: list[list[int]] = field(
+        default_factory=list
+    )  # rows with the same normal text, two and more
+    pairs: list[Pair] = field(default_factory=list)  # near, between first rows of their groups
 
     @property
     def clusters(self) -> list[list[int]]:
@@ -216,7 +229,11 @@ class Duplicates:
         def top(i: int) -> int:
             while root.setdefault(i, i) != i: root[i] = i = root[root[i]]
             return i
-        links = chain(((g[0], r) for g in self.exact for r in g[1:]), ((p.first, p.second) for p in self.pairs))
+
+        links = chain(
+            ((g[0], r) for g in self.exact for r in g[1:]),
+            ((p.first, p.second) for p in self.pairs),
+        )
         for i, j in links:
             a, b = sorted((top(i), top(j)))
             root[b] = a
@@ -244,28 +261,36 @@ class Duplicates:
     def sentence(self) -> str:
         "The finding, in words."
         d = self.to_dict()
-        return (f"Of {d['rows']:,} rows, {d['exact_extra_rows']:,} repeat an earlier one exactly; "
-                f"{d['near_pairs']:,} pairs of different texts have a similarity of {self.similarity} or more.")
+        return (
+            f"Of {d['rows']:,} rows, {d['exact_extra_rows']:,} repeat an earlier one exactly; "
+            f"{d['near_pairs']:,} pairs of different texts have a similarity of {self.similarity} "
+            "or more."
+        )
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        counts = pd.Series(self.to_dict(), dtype=object).rename_axis("what").reset_index(name="count")
+        counts = (
+            pd.Series(self.to_dict(), dtype=object).rename_axis("what").reset_index(name="count")
+        )
         counts["what"] = counts["what"].str.replace("_", " ")
         return table(counts, self.sentence)._repr_mimebundle_()
 
 # %% ../../nbs/data/duplicates.ipynb #c28
 def find_duplicates(
     texts: Iterable[str],          # any number of texts; read once
-    similarity: float = .7,        # from which two texts are near: Jaccard's, of pieces of four characters
-    folder: Path | None = None,    # where temporary files go; default the system's; about 260 bytes a row and the text
+    similarity: float = .7,        # from which two texts are near (Jaccard's, 0 to 1)
+    folder: Path | None = None,    # of temporary files: 260 bytes a row, and the texts
 ) -> Duplicates:
-    "Exact and near duplicates; every reported pair is verified, at least 99 % of those at the limit are found."
-    if not 0 < similarity <= 1: raise ValueError(f"similarity {similarity}: needs to be above 0 and at most 1")
+    "Exact and near duplicates; every pair is verified; 99 % of those at the limit are found."
+    if not 0 < similarity <= 1:
+        raise ValueError(f"similarity {similarity}: needs to be above 0 and at most 1")
     with tempfile.TemporaryDirectory(prefix="ftnb-duplicates-", dir=folder) as temporary:
         spill = _Spill(Path(temporary), *bands_for(similarity)).write(texts)
         exact = _exact(spill)
         leads = np.ones(len(spill.keys), bool)
         leads[[r for g in exact for r in g[1:]]] = False
-        return Duplicates(len(leads), similarity, exact, _near(spill, np.flatnonzero(leads), similarity))
+        return Duplicates(
+            len(leads), similarity, exact, _near(spill, np.flatnonzero(leads), similarity)
+        )
 
 
 def similar_rows(
@@ -276,8 +301,16 @@ def similar_rows(
 ) -> Table:
     "The nearest pairs that aren't exact, as texts."
     nearest = sorted(duplicates.pairs, key=lambda p: (-p.similarity, p))[:limit]
-    return table([{"similarity": p.similarity, "first": texts[p.first][:width], "second": texts[p.second][:width]}
-                  for p in nearest])
+    return table(
+        [
+            {
+                "similarity": p.similarity,
+                "first": texts[p.first][:width],
+                "second": texts[p.second][:width],
+            }
+            for p in nearest
+        ]
+    )
 
 # %% ../../nbs/data/duplicates.ipynb #c37
 @dataclass(frozen=True)
@@ -294,30 +327,42 @@ class Leaks:
     def counts(self) -> pd.DataFrame:
         "Leaking rows by where they stand and what they repeat."
         kind = np.where(self.frame.similarity == 1, "exact", "near")
-        return self.frame.assign(kind=kind).groupby(["split", "of_split", "kind"]).size().reset_index(name="rows")
+        return (
+            self.frame.assign(kind=kind)
+            .groupby(["split", "of_split", "kind"])
+            .size()
+            .reset_index(name="rows")
+        )
 
-    def to_dict(self) -> dict[str, Any]: return {"rows": len(self.frame), "by": self.counts.to_dict("records")}
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": len(self.frame), "by": self.counts.to_dict("records")}
 
     @property
     def sentence(self) -> str:
         "The finding, in words."
         if self.frame.empty: return "No row repeats a row of another split."
-        parts = [f"{r.rows:,} {r.split} rows repeat a {r.of_split} row ({r.kind})" for r in self.counts.itertuples()]
+        parts = [
+            f"{r.rows:,} {r.split} rows repeat a {r.of_split} row ({r.kind})"
+            for r in self.counts.itertuples()
+        ]
         return "; ".join(parts) + "."
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return table(self.counts.rename(columns={"of_split": "repeats a row of"}), self.sentence)._repr_mimebundle_()
+        return table(
+            self.counts.rename(columns={"of_split": "repeats a row of"}), self.sentence
+        )._repr_mimebundle_()
 
 # %% ../../nbs/data/duplicates.ipynb #c38
 def leaks(
     duplicates: Duplicates,
     splits: Sequence[str],                                # the split of each row
-    protect: Sequence[str] = ("validation", "test"),      # splits that must stay unseen, the more important one last
+    protect: Sequence[str] = ("validation", "test"),      # must stay unseen; the last most
 ) -> Leaks:
     "Rows that repeat, exactly or nearly, a row of a better protected split."
     rank = {name: i for i, name in enumerate(protect, 1)}
     group = {r: g for g in duplicates.exact for r in g}
-    best: dict[int, tuple[int, float, int]] = {}   # row → (rank, similarity, minus the repeated row)
+    best: dict[int, tuple[int, float, int]] = {}  # row → (rank, similarity, minus the repeated row)
+
     def relate(a: Sequence[int], b: Sequence[int], similarity: float) -> None:
         top = max(b, key=lambda r: (rank.get(splits[r], 0), -r))
         for row in a:

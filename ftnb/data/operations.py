@@ -78,7 +78,7 @@ def names_of(service: str, title: str) -> list[str]:
 def mask_names(text: str, names: Iterable[str]) -> str:
     "The text without the names of its service."
     pattern = "|".join(map(re.escape, names))
-    return re.sub(rf"\b(?:(?:Amazon|AWS)\s+)?(?:{pattern})\b", MASK, text, flags=re.I)
+    return re.sub(rf"\b(?:the\s+)?(?:(?:Amazon|AWS)\s+)?(?:{pattern})\b", MASK, text, flags=re.I)
 
 
 def routing_rows(

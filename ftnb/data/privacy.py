@@ -40,7 +40,10 @@ def shape(
     width: int = 24,  # characters shown at most
 ) -> str:
     "What can be shown of a private value: letters as x, digits as 9."
-    drawn = "".join("9" if c.isdigit() else "x" if c.isalpha() else " " if c.isspace() else c for c in value[:width])
+    drawn = "".join(
+        "9" if c.isdigit() else "x" if c.isalpha() else " " if c.isspace() else c
+        for c in value[:width]
+    )
     return drawn + ("…" if len(value) > width else "")
 
 # %% ../../nbs/data/privacy.ipynb #c08
@@ -62,7 +65,9 @@ def find_cards(text: str) -> Spans:
     "Payment card numbers: an issuer's beginning and length, and Luhn's check digit."
     behind = 0
     for m in _CARD.finditer(text):
-        for end in sorted((g.end() for g in _GROUP.finditer(text, m.start(), m.end(1) + 1)), reverse=True):
+        for end in sorted(
+            (g.end() for g in _GROUP.finditer(text, m.start(), m.end(1) + 1)), reverse=True
+        ):
             digits = re.sub("[ -]", "", text[m.start():end])
             if m.start() >= behind and _ISSUERS.fullmatch(digits) and luhn(digits):
                 behind = end
@@ -70,9 +75,12 @@ def find_cards(text: str) -> Spans:
 
 # %% ../../nbs/data/privacy.ipynb #c11
 _LENGTHS = {c[:2]: int(c[2:]) for c in (
-    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 FO18 FR27 "
-    "GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 "
-    "MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 ST25 SV28 TL23 "
+    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 "
+    "DK18 DO28 EE20 EG29 ES24 FI18 FO18 FR27 "
+    "GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 "
+    "LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 "
+    "MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 "
+    "SC31 SE24 SI19 SK24 SM27 ST25 SV28 TL23 "
     "TN24 TR26 UA29 VA22 VG24 XK20").split()}
 _IBAN = re.compile(r"(?<!\w)([A-Z]{2})\d{2}(?: ?[A-Z0-9]){11,28}", re.I)
 
@@ -84,7 +92,7 @@ def is_iban(account: str) -> bool:
 
 
 def find_ibans(text: str) -> Spans:
-    "Bank accounts; what follows an account in the text may look like its part, so the country's length is cut out."
+    "Bank accounts, cut to their country's length: what follows may look like a part."
     for m in _IBAN.finditer(text):
         length, end, seen = _LENGTHS.get(m[1].upper(), 0), m.start(), 0
         while end < m.end() and seen < length: seen += text[end] != " "; end += 1
@@ -92,8 +100,11 @@ def find_ibans(text: str) -> Spans:
         if whole and is_iban(text[m.start():end].replace(" ", "").upper()): yield m.start(), end
 
 # %% ../../nbs/data/privacy.ipynb #c14
-_IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w:]|\.\d)|(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w.:]))", re.I)
-_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{0,63}\w@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+_IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w:]|\.\d)"
+                 r"|(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w.:]))", re.I)
+_EMAIL = re.compile(
+    r"(?<![\w.+-])[\w.+-]{0,63}\w@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"
+)
 
 
 def find_ips(text: str) -> Spans:
@@ -105,16 +116,21 @@ def find_ips(text: str) -> Spans:
 
 
 def find_emails(text: str) -> Spans:
-    "E-mail addresses as people write them; not the quoted and commented forms that RFC 5322 also allows."
+    "E-mail addresses as people write them; not RFC 5322's quoted and commented forms."
     if "@" in text: yield from (m.span() for m in _EMAIL.finditer(text))
 
 # %% ../../nbs/data/privacy.ipynb #c17
 _KNOWN_KEYS = re.compile(
-    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[\s\S]{0,8000}?-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
-    r"|(?<!\w)(?:(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}|gh[pousr]_\w{30,255}|github_pat_\w{40,255}|xox[abprs]-[\w-]{10,200}|AIza[\w-]{35}|[sr]k_live_\w{16,200}"
-    r"|sk-[\w-]{20,200}|hf_[A-Za-z0-9]{30,60}|eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]{8,4000})(?!\w)")
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
+    r"(?:[\s\S]{0,8000}?-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
+    r"|(?<!\w)(?:(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}|gh[pousr]_\w{30,255}"
+    r"|github_pat_\w{40,255}|xox[abprs]-[\w-]{10,200}"
+    r"|AIza[\w-]{35}|[sr]k_live_\w{16,200}"
+    r"|sk-[\w-]{20,200}|hf_[A-Za-z0-9]{30,60}|eyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]{8,4000})(?!\w)"
+)
 _SAID_KEYS = re.compile(
-    r"(?:pass(?:word|wd|phrase)?|secret(?:[ _-]?(?:access[ _-]?)?key)?|api[ _-]?key|(?:auth|access|session)[ _-]?token|bearer)"
+    r"(?:pass(?:word|wd|phrase)?|secret(?:[ _-]?(?:access[ _-]?)?key)?|api[ _-]?key"
+    r"|(?:auth|access|session)[ _-]?token|bearer)"
     r"(?: is|\s{0,3}[:=]|(?<=[Bb]earer))\s{0,3}[\"']?(?P<value>[^\s\"'<>,;]{8,200})", re.I)
 _LONG = re.compile(r"(?<![\w+/=-])[\w+/-]{32,200}={0,2}(?![\w+/=-])")
 
@@ -135,24 +151,27 @@ def find_keys(text: str) -> Spans:
     yield from (m.span() for m in _KNOWN_KEYS.finditer(text))
     for m in _SAID_KEYS.finditer(text):
         value = m["value"].rstrip(".)!?")
-        if re.search(r"\d", value) and re.search(r"[^\W\d]", value): yield m.start("value"), m.start("value") + len(value)
+        if re.search(r"\d", value) and re.search(r"[^\W\d]", value):
+            yield m.start("value"), m.start("value") + len(value)
     for m in _LONG.finditer(text):
         if _mixed(m[0]) and "//" not in m[0] and entropy(m[0]) >= 4.2: yield m.span()
 
 # %% ../../nbs/data/privacy.ipynb #c20
 _DIGITS = re.compile(r"(?:\d[^\w\n]{0,3}){6}\d")
-_CALL = re.compile(r"\b(?:call|phone|tel|telephone|mobile|cell|fax|whatsapp|sms|dial)\b[ .:,]{0,3}(?:[^\W\d]+[ :,]{1,2}){0,4}$", re.I)
+_CALL = re.compile(r"\b(?:call|phone|tel|telephone|mobile|cell|fax|whatsapp|sms|dial)\b"
+                   r"[ .:,]{0,3}(?:[^\W\d]+[ :,]{1,2}){0,4}$", re.I)
 
 
 def find_phones(text: str, regions: Sequence[str] = ("US", "GB")) -> Spans:
     "Valid numbers, international or in the manner of the given countries (two letters, ISO 3166)."
     if not _DIGITS.search(text): return
     from phonenumbers import Leniency, PhoneNumberMatcher
-    for region in regions or [None]:
+    for region in regions or ("ZZ",):
         for m in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
             written = m.raw_string.strip()
             said = bool(_CALL.search(text[max(0, m.start - 50):m.start]))
-            if written.startswith("+") or said or re.search(r"\d[ ().-]+\d", written): yield m.start, m.end
+            if written.startswith("+") or said or re.search(r"\d[ ().-]+\d", written):
+                yield m.start, m.end
 
 # %% ../../nbs/data/privacy.ipynb #c23
 _FINDERS: dict[str, Callable[[str], Spans]] = {
@@ -161,15 +180,16 @@ _FINDERS: dict[str, Callable[[str], Spans]] = {
 
 def find_private(
     text: str,
-    kinds: Iterable[str] = KINDS,                # which to look for
-    regions: Sequence[str] = ("US", "GB"),       # countries whose telephone numbers may stand without +
+    kinds: Iterable[str] = KINDS,  # which to look for
+    regions: Sequence[str] = ("US", "GB"),  # countries whose telephone numbers may stand without +
 ) -> list[Finding]:
     "Everything private in a text, from left to right, without overlaps."
-    wanted, found = set(kinds), []
+    wanted, found = set(kinds), list[Finding]()
     for kind in KINDS:
         if kind not in wanted: continue
         for a, b in find_phones(text, regions) if kind == "phone" else _FINDERS[kind](text):
-            if all(b <= f.start or a >= f.end for f in found): found.append(Finding(kind, a, b, shape(text[a:b])))
+            if all(b <= f.start or a >= f.end for f in found):
+                found.append(Finding(kind, a, b, shape(text[a:b])))
     return sorted(found, key=lambda f: f.start)
 
 
@@ -179,7 +199,8 @@ def mask(
     regions: Sequence[str] = ("US", "GB"),
 ) -> str:
     "The text with the kind in place of every private value: `<email>`."
-    for f in reversed(find_private(text, kinds, regions)): text = f"{text[:f.start]}<{f.kind}>{text[f.end:]}"
+    for f in reversed(find_private(text, kinds, regions)):
+        text = f"{text[: f.start]}<{f.kind}>{text[f.end :]}"
     return text
 
 # %% ../../nbs/data/privacy.ipynb #c26
@@ -221,14 +242,30 @@ class PrivateTally:
     def counts(self) -> dict[str, dict[str, int]]:
         return {k: {"rows": self._rows[k], "values": self._values[k]} for k in self.kinds}
 
-    def to_dict(self) -> dict[str, Any]: return {"rows": self.rows, "kinds": self.counts, "examples": self.examples}
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "kinds": self.counts, "examples": self.examples}
 
     @property
     def sentence(self) -> str:
         "The finding, in words."
         some = [f"{KINDS[k]}: {n['rows']:,}" for k, n in self.counts.items() if n["rows"]]
-        return f"Of {self.rows:,} rows, " + ("hold private data: " + ", ".join(some) if some else "none holds private data of these kinds") + "."
+        return (
+            f"Of {self.rows:,} rows, "
+            + (
+                "hold private data: " + ", ".join(some)
+                if some
+                else "none holds private data of these kinds"
+            )
+            + "."
+        )
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        rows = [{"kind": KINDS[k], **n, "shapes": "  ".join(e["shape"] for e in self.examples.get(k, []))} for k, n in self.counts.items()]
+        rows = [
+            {
+                "kind": KINDS[k],
+                **n,
+                "shapes": "  ".join(e["shape"] for e in self.examples.get(k, [])),
+            }
+            for k, n in self.counts.items()
+        ]
         return table(pd.DataFrame(rows), self.sentence)._repr_mimebundle_()

@@ -36,10 +36,17 @@ class Shares:
     def __post_init__(self):
         for name in ("test", "validation"):
             if not 0 <= getattr(self, name) < 1:
-                raise BadInput(f"{name}_share is {getattr(self, name)}", "shares of a split", "choose 0 or more, and less than 1")
+                raise BadInput(
+                    f"{name}_share is {getattr(self, name)}",
+                    "shares of a split",
+                    "choose 0 or more, and less than 1",
+                )
         if self.train <= 0:
-            raise BadInput(f"test_share {self.test} and validation_share {self.validation} leave nothing to train on",
-                           "shares of a split", "choose shares that add up to less than 1")
+            raise BadInput(
+                f"test_share {self.test} and validation_share {self.validation} leave none to train",
+                "shares of a split",
+                "choose shares that add up to less than 1",
+            )
 
     @property
     def train(self) -> float: return round(1 - self.test - self.validation, 12)
@@ -78,13 +85,15 @@ def by_group(
     "Whole groups together, so that nobody is met again in the test."
     for row, group in enumerate(groups):
         if group is None or group != group or str(group).strip() == "":
-            raise BadInput("a row has no group", f"row {row}", "fill the group column, or split by content")
+            raise BadInput(
+                "a row has no group", f"row {row}", "fill the group column, or split by content"
+            )
         yield side(place(str(group), seed), shares)
 
 # %% ../../nbs/data/splits.ipynb #c16
 @dataclass(frozen=True)
 class Cuts:
-    "From when on rows are for validation and for testing; ISO 8601 moments (UTC where no zone is said) or numbers."
+    "From when on rows are for validation and for testing: ISO 8601 (else UTC) or numbers."
     validation: str | float
     test: str | float
 
@@ -94,7 +103,8 @@ def moment(
     where: str = "",  # for the error
 ) -> float:           # the number itself, or seconds since 1970 in UTC
     "A time as a number, refused when it can't be read without a guess."
-    if isinstance(value, date) and not isinstance(value, datetime): value = datetime.combine(value, time())
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time())
     if isinstance(value, str):
         try: value = float(value)
         except ValueError:
@@ -102,8 +112,16 @@ def moment(
             except ValueError: value = None
     if isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        raise BadInput("a time is missing or can't be read", where, "use ISO 8601, such as 2026-03-01 or 2026-03-01T09:30:00Z, or a number")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.number)
+        or not math.isfinite(value)
+    ):
+        raise BadInput(
+            "a time is missing or can't be read",
+            where,
+            "use ISO 8601, such as 2026-03-01 or 2026-03-01T09:30:00Z, or a number",
+        )
     return float(value)
 
 
@@ -120,7 +138,12 @@ def by_time(
     at = np.frombuffer(raw, np.float64) if raw else np.zeros(0)
     cuts = cuts or _cuts(np.sort(at), shares, dates=_is_date(first))
     validation, test = moment(cuts.validation, "cut"), moment(cuts.test, "cut")
-    if validation > test: raise BadInput("validation begins after the test", f"{cuts.validation} > {cuts.test}", "swap the two moments")
+    if validation > test:
+        raise BadInput(
+            "validation begins after the test",
+            f"{cuts.validation} > {cuts.test}",
+            "swap the two moments",
+        )
     return np.array(SPLITS)[(at >= validation).astype(int) + (at >= test)].tolist(), cuts
 
 
@@ -136,13 +159,23 @@ def _cuts(at: np.ndarray, shares: Shares, dates: bool) -> Cuts:
     if not len(at): raise BadInput("no rows to split by time")
     def cut(share: float) -> float:
         i = math.ceil(len(at) * (1 - share) - 1e-9)
-        return float(at[i]) if i < len(at) else math.nextafter(float(at[-1]), math.inf) if not dates else float(at[-1]) + 1
+        return (
+            float(at[i])
+            if i < len(at)
+            else math.nextafter(float(at[-1]), math.inf)
+            if not dates
+            else float(at[-1]) + 1
+        )
+
     show = (lambda t: datetime.fromtimestamp(t, UTC).isoformat()) if dates else float
     return Cuts(show(cut(shares.test + shares.validation)), show(cut(shares.test)))
 
 # %% ../../nbs/data/splits.ipynb #c19
-_GIVEN = {**dict.fromkeys(("train", "training", "trn", "learn"), "train"), **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation"), "test"),
-          **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation")}
+_GIVEN = {
+    **dict.fromkeys(("train", "training", "trn", "learn"), "train"),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation"),
+}
 
 
 def given(
@@ -151,7 +184,12 @@ def given(
     "The split that the data name."
     for row, name in enumerate(names):
         known = _GIVEN.get(str(name).strip().lower())
-        if known is None: raise BadInput(f"{name!r} names no split{nearest(str(name), _GIVEN)}", f"row {row}", "use train, validation or test")
+        if known is None:
+            raise BadInput(
+                f"{name!r} names no split{nearest(str(name), _GIVEN)}",
+                f"row {row}",
+                "use train, validation or test",
+            )
         yield known
 
 # %% ../../nbs/data/splits.ipynb #c22
@@ -169,11 +207,17 @@ class SplitTable:
     def deviations(self) -> pd.DataFrame:
         "Each split's share, what was asked for, and how many standard deviations lie between."
         n = int(self.totals.sum())
-        rows = [{"split": s, "rows": int(self.totals[s]), "share": self.totals[s] / max(n, 1)} for s in SPLITS]
+        rows = [
+            {"split": s, "rows": int(self.totals[s]), "share": self.totals[s] / max(n, 1)}
+            for s in SPLITS
+        ]
         for r in rows if self.shares and n else []:
             asked = self.shares.of(r["split"])  # type: ignore[union-attr]
             spread = math.sqrt(asked * (1 - asked) * self.clump / n)
-            r |= {"asked": asked, "off by (standard deviations)": (r["share"] - asked) / spread if spread else 0.}
+            r |= {
+                "asked": asked,
+                "off by (standard deviations)": (r["share"] - asked) / spread if spread else 0.0,
+            }
         return pd.DataFrame(rows)
 
     @property
@@ -182,22 +226,39 @@ class SplitTable:
         return {s: self.counts.index[self.counts[s] == 0].tolist() for s in SPLITS}
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rows": {s: int(self.totals[s]) for s in SPLITS}, "by": self.deviations.to_dict("records"),
-                "classes": {str(c): {s: int(v) for s, v in r.items()} for c, r in self.counts.iterrows()}}
+        return {
+            "rows": {s: int(self.totals[s]) for s in SPLITS},
+            "by": self.deviations.to_dict("records"),
+            "classes": {
+                str(c): {s: int(v) for s, v in r.items()} for c, r in self.counts.iterrows()
+            },
+        }
 
     @property
     def sentence(self) -> str:
         "The finding, in words."
         t = self.totals
-        said = f"{t.train:,} rows to train on, {t.validation:,} for validation, {t.test:,} for the test, in {len(self.counts):,} classes"
+        said = (
+            f"{t.train:,} rows to train on, {t.validation:,} for validation, {t.test:,} for the "
+            f"test, in {len(self.counts):,} classes"
+        )
         if self.shares is None: return said + ", as given."
         worst = self.deviations["off by (standard deviations)"].abs().max()
         return said + f"; shares are off by {worst:.1f} standard deviations at most."
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        rare = self.counts.assign(rows=self.counts.sum(axis=1)).sort_values("rows", kind="stable").head(20)
-        top, classes = table(self.deviations, self.sentence)._repr_mimebundle_(), table(rare.rename_axis("class").reset_index(),
-            "Rows of each class" + (", the 20 rarest" if len(self.counts) > 20 else ""))._repr_mimebundle_()
+        rare = (
+            self.counts.assign(rows=self.counts.sum(axis=1))
+            .sort_values("rows", kind="stable")
+            .head(20)
+        )
+        top, classes = (
+            table(self.deviations, self.sentence)._repr_mimebundle_(),
+            table(
+                rare.rename_axis("class").reset_index(),
+                "Rows of each class" + (", the 20 rarest" if len(self.counts) > 20 else ""),
+            )._repr_mimebundle_(),
+        )
         return {k: top[k] + "\n" + classes[k] for k in top}
 
 # %% ../../nbs/data/splits.ipynb #c23
@@ -210,7 +271,12 @@ def count_splits(
     "Count rows by class and split."
     counts = Counter(zip(map(str, labels), splits, strict=True))
     classes = sorted({c for c, _ in counts})
-    frame = pd.DataFrame([[counts[c, s] for s in SPLITS] for c in classes], index=classes, columns=list(SPLITS), dtype=int)
+    frame = pd.DataFrame(
+        [[counts[c, s] for s in SPLITS] for c in classes],
+        index=classes,
+        columns=list(SPLITS),
+        dtype=int,
+    )
     sizes = Counter(map(str, groups)) if groups is not None else None
     clump = sum(n * n for n in sizes.values()) / sizes.total() if sizes else 1.
     return SplitTable(frame, shares, clump)
@@ -231,18 +297,22 @@ def working_seed(
     needed: Sequence[str],
     tries: int = 200,        # seeds looked at, from 0
 ) -> int | None:
-    "The first seed with which every class has rows in every needed split; none when there is no such among the tries."
+    "The first seed with which every class has rows in every needed split, if there is one."
     by_class: dict[str, set[str]] = {}
-    for key, label in zip(keys, labels, strict=True): by_class.setdefault(str(label), set()).add(str(key))
+    for key, label in zip(keys, labels, strict=True):
+        by_class.setdefault(str(label), set()).add(str(key))
     rare_first = sorted(by_class.values(), key=len)
     def works(seed: int) -> bool:
-        return all(set(needed) <= {side(place(k, seed), shares) for k in some} for some in rare_first)
+        return all(
+            set(needed) <= {side(place(k, seed), shares) for k in some} for some in rare_first
+        )
+
     return next((seed for seed in range(tries) if works(seed)), None)
 
 
 def check_splits(
     made: SplitTable,
-    keys: Iterable[str] | None = None,      # what decided: texts (then by content) or groups; for the advice
+    keys: Iterable[str] | None = None,      # what decided: texts or groups; for the advice
     labels: Iterable[Any] | None = None,    # the class of each row; for the advice
     grouped: bool = False,                  # keys are groups
     needed: Sequence[str] = SPLITS,         # splits that each class needs rows in
@@ -250,14 +320,22 @@ def check_splits(
     "Stop when a class has no row where it needs one; say which, and what would work."
     missing = {s: made.missing[s] for s in needed if made.missing[s]}
     if not missing: return
-    some = "; ".join(f"{s}: " + ", ".join(f"{c!r} ({int(made.counts.loc[c].sum())} rows)" for c in classes[:5])
-                     + (f" and {len(classes) - 5} more" if len(classes) > 5 else "") for s, classes in missing.items())
-    raise BadInput("some classes have no rows in a split", some, _advice(made, keys, labels, grouped, needed))
+    rows = made.counts.sum(axis=1).to_dict()
+    some = "; ".join(
+        f"{s}: "
+        + ", ".join(f"{c!r} ({rows[c]} rows)" for c in classes[:5])
+        + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+        for s, classes in missing.items()
+    )
+    raise BadInput(
+        "some classes have no rows in a split", some, _advice(made, keys, labels, grouped, needed)
+    )
 
 
 def _advice(made: SplitTable, keys, labels, grouped: bool, needed: Sequence[str]) -> str:
     "What would give every class its rows."
-    if made.shares is None: return "add rows of these classes to the files, or leave the classes out"
+    if made.shares is None:
+        return "add rows of these classes to the files, or leave the classes out"
     asked = [made.shares.of(s) for s in needed]
     if min(asked) == 0: return f"give {needed[asked.index(0)]} a share above 0"
     if keys is not None and labels is not None:
@@ -265,4 +343,5 @@ def _advice(made: SplitTable, keys, labels, grouped: bool, needed: Sequence[str]
         seed = working_seed(ready, list(labels), made.shares, needed)
         if seed is not None: return f"seed {seed} gives every class rows in every split"
     unit = "groups" if grouped else "rows"
-    return f"give each class {rows_needed(min(asked))} {unit} or more, leave rare classes out (rare_label_rows), or raise the smallest share"
+    return (f"give each class {rows_needed(min(asked))} {unit} or more, leave rare classes out "
+            "(rare_label_rows), or raise the smallest share")

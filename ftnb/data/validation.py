@@ -200,8 +200,8 @@ def _tally_table(tally: Tally):
 # %% ../../nbs/data/validation.ipynb #c16
 class Quarantine:
     "A JSON Lines file of the rows that can't be used; a context manager."
-    def __init__(self, path: Path | str, tally: Tally):
-        self.path, self.tally = Path(path), tally
+    def __init__(self, path: Path | str, tally: Tally, hide: Callable[[str], str] = str):
+        self.path, self.tally, self.hide = Path(path), tally, hide   # hide: takes private data out of a text
         self.kinds: dict[str, dict] = {}       # the first row of each reason, to be shown
         self._writing = writing(self.path)
         self._file: IO | None = None
@@ -211,22 +211,23 @@ class Quarantine:
 
     def add(self, file: str, line: int, reason: str, detail: str = "", row: Any = "") -> None:
         "Write one row and count it."
-        entry = {"file": file, "line": line, "reason": reason, "detail": detail, "row": clip(row)}
+        entry = {"file": file, "line": line, "reason": reason, "detail": detail, "row": clip(row, hide=self.hide)}
         self.kinds.setdefault(reason, entry)
         self.tally.quarantined[reason] += 1
         assert self._file is not None, "use `with Quarantine(…)`"
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def clip(value: Any, characters: int = 200) -> Any:
+def clip(value: Any, characters: int = 200, hide: Callable[[str], str] = str) -> Any:
     "A value short enough to be shown, and writable as UTF-8 JSON."
     if isinstance(value, str):
-        text = value[:characters] + "…" * (len(value) > characters)
+        text = hide(value[:20 * characters])
+        text = text[:characters] + "…" * (max(len(text), len(value)) > characters)
         return text.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict): return {clip(str(k)): clip(v) for k, v in list(value.items())[:20]}
-    if isinstance(value, list | tuple): return [clip(v) for v in value[:20]]
+    if isinstance(value, dict): return {clip(str(k)): clip(v, characters, hide) for k, v in list(value.items())[:20]}
+    if isinstance(value, list | tuple): return [clip(v, characters, hide) for v in value[:20]]
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)): return value
-    return clip(str(value))
+    return clip(str(value), characters, hide)
 
 # %% ../../nbs/data/validation.ipynb #c18
 def plain(value: Any) -> Any:
@@ -325,10 +326,11 @@ def _check_classes(labels: Counter, rare: int) -> None:
 
 
 def _alike(labels: Counter) -> list[str]:
-    "Labels that differ only in capitals."
+    "Labels that differ only in capitals, blanks or marks at their ends."
     by_case: dict[str, list[str]] = {}
-    for x in sorted(labels): by_case.setdefault(x.casefold(), []).append(x)
-    return [f"labels {', '.join(map(repr, same))} differ only in capitals" for same in by_case.values() if len(same) > 1]
+    for x in sorted(labels): by_case.setdefault(re.sub(r"[\W_]+$", "", x.casefold()), []).append(x)
+    return [f"labels {', '.join(map(repr, same))} differ only in capitals or a final mark: rename_labels can merge them"
+            for key, same in by_case.items() if key and len(same) > 1]
 
 # %% ../../nbs/data/validation.ipynb #c25
 class Conflicts:

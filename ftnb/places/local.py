@@ -15,19 +15,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from ..foundation.errors import BadInput
 from ..foundation.progress import Progress
 from ftnb.places.contract import (
     Job, JobFolders, JobResult, lay_out, read_metric_line, sm_environment,
 )
 
 # %% ../../nbs/places/local.ipynb #c06
-KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT",
-        "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "COVERAGE_PROCESS_START")
+KEPT = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "TEMP",
+    "TMP",
+    "SYSTEMROOT",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "COVERAGE_PROCESS_START",
+)
 FIXED = {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1",
          "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
          "TOKENIZERS_PARALLELISM": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-         "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+         "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def job_environment(
@@ -128,4 +142,6 @@ def _result(job: Job, code: int, folders: JobFolders, log: Path, last: list[str]
     told = folders.failure.read_text(encoding="utf-8").strip() if folders.failure.exists() else ""
     died = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     status = "Stopped" if code in (-signal.SIGTERM, 143) else "Failed"
-    return JobResult(job.name, status, code, told or f"{died}; last words: {' | '.join(last)}", folders, log)
+    return JobResult(
+        job.name, status, code, told or f"{died}; last words: {' | '.join(last)}", folders, log
+    )

@@ -63,8 +63,8 @@ def measure(
 
 def interval_at(found: Any) -> Interval | None:
     "The interval that a fact states; None where the number could not be computed."
-    if not isinstance(found, dict) or any(found.get(k) is None for k in ("estimate", "low", "high")):
-        return None
+    if not isinstance(found, dict): return None
+    if any(found.get(k) is None for k in ("estimate", "low", "high")): return None
     return Interval.from_dict(found)
 
 
@@ -111,7 +111,8 @@ def gain(key: str, baseline: str | None) -> Callable[[Facts], Evidence | None]:
         for c in evaluation.get("comparisons", []):
             if (c.get("metric"), c.get("baseline")) != (key, against): continue
             found = interval_at(c.get("gain"))
-            return Evidence(found, c.get("p_corrected", c.get("p")), f"against {against}") if found else None
+            p = c.get("p_corrected", c.get("p"))
+            return Evidence(found, p, f"against {against}") if found else None
         return None
     return find
 
@@ -132,6 +133,8 @@ class Criterion:
     op: str         # ">=", ">", "<=", "<"
     number: float   # the bar
 
+    def __str__(self): return " ".join(self.text.replace(">=", "≥").replace("<=", "≤").split())
+
     def holds(self, value: float) -> bool:
         "Is `value` on the right side of the bar?"
         return {">=": value >= self.number, ">": value > self.number,
@@ -145,7 +148,8 @@ HOW = "write e.g. 'accuracy lower >= 0.80' or 'gain over best baseline > 0'"
 
 def read_criterion(text: str) -> Criterion:
     "Read one acceptance criterion."
-    if not isinstance(text, str): raise BadInput(f"a criterion is a sentence, not {text!r}", fix=HOW)
+    if not isinstance(text, str):
+        raise BadInput(f"a criterion is a sentence, not {text!r}", fix=HOW)
     tidy = " ".join(text.replace("≥", ">=").replace("≤", "<=").replace("−", "-").lower().split())
     found = SENTENCE.fullmatch(tidy)
     if not found: raise BadInput(f"can't read the criterion {text!r}", fix=HOW)
@@ -171,11 +175,17 @@ def _sensible(c: Criterion) -> Criterion:
         raise BadInput(f"{m.name} is better when {'higher' if m.higher else 'lower'}, "
                        f"so {c.op} asks for a worse model", where, f"turn {c.op} round")
     if c.end == ("upper" if m.higher else "lower"):
-        raise BadInput(f"the {c.end} end of {m.name} is its optimistic one and proves nothing", where,
-                       f"write {'lower' if m.higher else 'upper'}")
+        raise BadInput(
+            f"the {c.end} end of {m.name} is its optimistic one and proves nothing",
+            where,
+            f"write {'lower' if m.higher else 'upper'}",
+        )
     if not m.low <= c.number <= m.high:
-        raise BadInput(f"{m.name} lies between {m.low:g} and {m.high:g}, never at {c.number:g}", where,
-                       f"{c.number:g} % is written {c.number / 100:g}" if 1 < c.number <= 100 else "")
+        raise BadInput(
+            f"{m.name} lies between {m.low:g} and {m.high:g}, never at {c.number:g}",
+            where,
+            f"{c.number:g} % is written {c.number / 100:g}" if 1 < c.number <= 100 else "",
+        )
     if c.number == (m.high if m.higher else m.low) and "=" not in c.op:
         raise BadInput(f"no {m.name} is {c.op} {c.number:g}", where)
     return c
@@ -185,7 +195,8 @@ def check_criteria(
     criteria: Iterable[str],  # acceptance criteria as a study states them
 ) -> list[Criterion]:         # the same, read
     "Read all criteria before anything runs; one error names all that can't be read."
-    if isinstance(criteria, str): raise BadInput("criteria are a list of sentences", repr(criteria), HOW)
+    if isinstance(criteria, str):
+        raise BadInput("criteria are a list of sentences", repr(criteria), HOW)
     read, wrong = [], []
     for text in criteria:
         try: read.append(read_criterion(text))
@@ -222,18 +233,30 @@ def judge(
 ) -> Result:                   # met, not met or can't tell, and why
     "Hold one criterion against its evidence."
     if found is None: return Result(c, CANT_TELL, None, f"{c.measure} was not measured")
-    i, bar = found.interval, f"{c.op} {c.number:g}"
+    i = found.interval
     if c.end:
         value = {"lower": i.low, "upper": i.high, "estimate": i.estimate}[c.end]
         name = c.end if c.end == "estimate" else f"{c.end} end"
         outcome = MET if c.holds(value) else NOT_MET
-        return Result(c, outcome, found, f"the {name}, {value:.3f}, is {'' if outcome == MET else 'not '}{bar}")
+        return Result(c, outcome, found, f"the {name}, {value:.3f}, is {_side(c, outcome == MET)}")
     low, high = c.holds(i.low), c.holds(i.high)
     if low and high and c.number == 0 and found.p is not None and found.p > 1 - i.level:
         return Result(c, CANT_TELL, found, f"the paired test sees no difference, p = {found.p:.3f}")
-    if low and high: return Result(c, MET, found, f"all of the interval is {bar}")
-    if not (low or high): return Result(c, NOT_MET, found, f"none of the interval is {bar}")
+    if low and high: return Result(c, MET, found, f"all of the interval is {_side(c, True)}")
+    if not (low or high):
+        return Result(c, NOT_MET, found, f"none of the interval is {_side(c, True)}")
     return Result(c, CANT_TELL, found, f"the interval lies on both sides of {c.number:g}")
+
+
+def _side(c: Criterion, right: bool) -> str:
+    "'at least 0.8' or 'below 0.8': where a number is, in words."
+    words = {
+        ">=": ("at least", "below"),
+        ">": ("above", "not above"),
+        "<=": ("at most", "above"),
+        "<": ("below", "not below"),
+    }
+    return f"{words[c.op][0 if right else 1]} {c.number:g}"
 
 # %% ../../nbs/release/criteria.ipynb #c25
 @dataclass(frozen=True)
@@ -242,7 +265,8 @@ class Decision:
     results: tuple[Result, ...]
 
     @property
-    def ship(self) -> bool: return bool(self.results) and all(r.outcome == MET for r in self.results)
+    def ship(self) -> bool:
+        return bool(self.results) and all(r.outcome == MET for r in self.results)
 
     @property
     def verdict(self) -> str:
@@ -256,9 +280,10 @@ class Decision:
         if self.ship: return f"Ship: {_count(n, 'criterion is', 'criteria are')} met."
         tie = any(r.outcome == CANT_TELL and r.evidence and r.criterion.measure.startswith("gain")
                   for r in short)
-        named = "; ".join(f"{r.criterion.text}: {r.outcome}" for r in short)
-        some = "the one criterion falls" if n == 1 else f"{len(short)} of {n} criteria {'falls' if len(short) == 1 else 'fall'}"
-        close = " Nothing here shows that the model is better than the baseline; the baseline does it."
+        named = "; ".join(f"{r.criterion}: {r.outcome}" for r in short)
+        falls = "falls" if len(short) == 1 else "fall"
+        some = "the one criterion falls" if n == 1 else f"{len(short)} of {n} criteria {falls}"
+        close = " Nothing shows that the model is better than the baseline; the baseline does it."
         return f"Don't ship: {some} short ({named}).{close if tie else ''}"
 
     def to_dict(self) -> dict:
@@ -267,8 +292,11 @@ class Decision:
                 "sentence": self.sentence, "criteria": [r.to_dict() for r in self.results]}
 
     def _repr_markdown_(self):
-        rows = [f"| {cell(r.criterion.text)} | {cell(str(r.evidence or 'not measured'))} | **{r.outcome}** | {cell(r.reason)} |"
-                for r in self.results]
+        told = [(str(r.criterion), str(r.evidence or "not measured"), r) for r in self.results]
+        rows = [
+            f"| {cell(asked)} | {cell(found)} | **{r.outcome}** | {cell(r.reason)} |"
+            for asked, found, r in told
+        ]
         head = ["| criterion | evidence | answer | why |", "|---|---|---|---|"]
         return "\n".join([f"**{self.sentence}**", "", *(head + rows if rows else [])])
 
@@ -280,7 +308,8 @@ def _count(n: int, one: str, many: str) -> str:
 
 def cell(text: str) -> str:
     "Text that can stand in a markdown table's cell."
-    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(text.split()))
+    plain = re.sub(r"([\\`*_{}\[\]|])", r"\\\1", " ".join(text.split()))
+    return plain.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def decide(
@@ -288,7 +317,9 @@ def decide(
     facts: Facts,             # stage → facts, as in metrics.json
 ) -> Decision:                # ship, don't ship, or undecided without criteria
     "Judge every criterion on what the stages measured."
-    return Decision(tuple(judge(c, MEASURES[c.measure].find(facts)) for c in check_criteria(criteria)))
+    return Decision(
+        tuple(judge(c, MEASURES[c.measure].find(facts)) for c in check_criteria(criteria))
+    )
 
 # %% ../../nbs/release/criteria.ipynb #c30
 def measured(

@@ -27,7 +27,9 @@ def read_examples(
         for n, line in enumerate(f, 1):
             text, label = _example(line, f"{path.name} line {n}")
             if label not in place:
-                raise BadInput(f"label {label!r} is not among the {len(place)} labels", f"{path.name} line {n}")
+                raise BadInput(
+                    f"label {label!r} is not among the {len(place)} labels", f"{path.name} line {n}"
+                )
             texts.append(text)
             indices.append(place[label])
     if not texts: raise BadInput("no examples", path.name)
@@ -38,7 +40,11 @@ def _example(line: str, where: str) -> tuple[str, str]:
     "Text and label of one line."
     try: row = json.loads(line)
     except ValueError: raise BadInput("not a JSON object", where) from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(row.get("label"), str):
+    if (
+        not isinstance(row, dict)
+        or not isinstance(row.get("text"), str)
+        or not isinstance(row.get("label"), str)
+    ):
         raise BadInput("needs the strings text and label", where)
     return row["text"], row["label"]
 
@@ -61,7 +67,12 @@ class EpochBatches:
         seed: int,               # any number from 0 to 2**32 - 1
         window: int = 8,         # batches that are sorted together; 1: no sorting
     ):
-        self.lengths, self.batch_size, self.seed, self.window = np.asarray(lengths), batch_size, seed, window
+        self.lengths, self.batch_size, self.seed, self.window = (
+            np.asarray(lengths),
+            batch_size,
+            seed,
+            window,
+        )
         self.epoch, self.drop_last = 0, False
 
     def set_epoch(self, epoch: int) -> None:
@@ -97,7 +108,8 @@ class Encoded:
 
     def __len__(self) -> int: return len(self.lengths)
 
-    def __getitem__(self, i: int) -> dict[str, Any]: return {k: v[i] for k, v in self.columns.items()}
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {k: v[i] for k, v in self.columns.items()}
 
 # %% ../../nbs/train/batches.ipynb #c15
 def collate(tokenizer: Any):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ranged', 'Recipe', 'recipe_from', 'chosen_precision', 'class_weights', 'loss_function', 'validation_metrics',
            'last_layer', 'frozen_features', 'start_head', 'trainer_arguments', 'make_trainer', 'used_precision',
-           'Watch', 'teller', 'Trained', 'fine_tune', 'check_labels', 'fix_everything', 'load_base', 'learning_curve',
-           'tiny_encoder']
+           'Watch', 'teller', 'within_epoch', 'Trained', 'fine_tune', 'check_labels', 'fix_everything', 'load_base',
+           'learning_curve', 'tiny_encoder']
 
 # %% ../../nbs/train/classifier.ipynb #c03
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -23,7 +23,9 @@ from ..places.contract import metric_line
 from .batches import Encoded, EpochBatches, collate, usable_tokens
 
 # %% ../../nbs/train/classifier.ipynb #c06
-def ranged(default: Any, low: float | None = None, high: float | None = None, *, open_low: bool = False):
+def ranged(
+    default: Any, low: float | None = None, high: float | None = None, *, open_low: bool = False
+):
     "A recipe's value with the range it must lie in."
     return field(default=default, metadata={"low": low, "high": high, "open_low": open_low})
 
@@ -55,8 +57,15 @@ def _check_range(f, value: Any) -> None:
     "Refuse a value outside its field's range."
     low, high = f.metadata.get("low"), f.metadata.get("high")
     below = low is not None and (value < low or (value == low and f.metadata["open_low"]))
-    if isinstance(value, float) and not math.isfinite(value) or below or (high is not None and value > high):
-        ends = f"{'above' if f.metadata['open_low'] else 'from'} {low}" + (f" to {high}" if high is not None else "")
+    if (
+        isinstance(value, float)
+        and not math.isfinite(value)
+        or below
+        or (high is not None and value > high)
+    ):
+        ends = f"{'above' if f.metadata['open_low'] else 'from'} {low}" + (
+            f" to {high}" if high is not None else ""
+        )
         raise BadInput(f"{f.name} is {value}, it must be {ends}", f.name)
 
 # %% ../../nbs/train/classifier.ipynb #c10
@@ -64,7 +73,8 @@ def recipe_from(strings: Mapping[str, str]) -> Recipe:
     "A recipe from a job's hyperparameters; unknown names and wrong types are refused."
     types = get_type_hints(Recipe)
     for name in strings:
-        if name not in types: raise BadInput(f"unknown hyperparameter {name!r}{nearest(name, types)}", name)
+        if name not in types:
+            raise BadInput(f"unknown hyperparameter {name!r}{nearest(name, types)}", name)
     return Recipe(**{name: _read_value(name, text, types[name]) for name, text in strings.items()})
 
 
@@ -73,8 +83,10 @@ def _read_value(name: str, text: str, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if text in get_args(kind): return text
         raise BadInput(f"{name} is {text!r}, it must be one of {', '.join(get_args(kind))}", name)
-    try: return kind(text)
-    except ValueError: raise BadInput(f"{name} is {text!r}, it must be a number ({kind.__name__})", name) from None
+    try:
+        return kind(text)
+    except ValueError:
+        raise BadInput(f"{name} is {text!r}, it must be a number ({kind.__name__})", name) from None
 
 # %% ../../nbs/train/classifier.ipynb #c13
 def chosen_precision(
@@ -125,8 +137,12 @@ def validation_metrics(predictions) -> dict[str, float]:
 def last_layer(model: Any, classes: int) -> Any:
     "The linear layer whose outputs are the logits."
     import torch
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == classes]
-    if not layers: raise BadInput("this model has no linear layer for its labels", type(model).__name__)
+
+    layers = [
+        m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == classes
+    ]
+    if not layers:
+        raise BadInput("this model has no linear layer for its labels", type(model).__name__)
     return layers[-1]
 
 
@@ -152,7 +168,9 @@ def start_head(model: Any, rows: Encoded, tokenizer: Any, strength: float = 1.0)
     import torch
     from sklearn.linear_model import LogisticRegression
     y = np.array(rows.columns["labels"])
-    fitted = LogisticRegression(C=strength, max_iter=2000).fit(frozen_features(model, rows, tokenizer), y)
+    fitted = LogisticRegression(C=strength, max_iter=2000).fit(
+        frozen_features(model, rows, tokenizer), y
+    )
     layer, seen = last_layer(model, model.config.num_labels), torch.tensor(fitted.classes_)
     two = len(fitted.classes_) == 2  # scikit-learn gives one row of coefficients for two classes
     coefficients = np.vstack([-fitted.coef_, fitted.coef_]) / 2 if two else fitted.coef_
@@ -165,24 +183,53 @@ def start_head(model: Any, rows: Encoded, tokenizer: Any, strength: float = 1.0)
         layer.bias[seen] = torch.tensor(intercepts, dtype=torch.float32)
 
 # %% ../../nbs/train/classifier.ipynb #c24
-def trainer_arguments(recipe: Recipe, folder: Path, steps: int, precision: str, validate: bool, best: str):
+def trainer_arguments(
+    recipe: Recipe, folder: Path, steps: int, precision: str, validate: bool, best: str
+):
     "Our recipe in the Trainer's words."
     import torch
     from transformers import TrainingArguments
     each = "epoch" if validate else "no"
     return TrainingArguments(
-        output_dir=str(folder), num_train_epochs=recipe.epochs, per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=max(64, recipe.batch_size), learning_rate=recipe.learning_rate,
-        warmup_steps=math.ceil(recipe.warmup_share * steps * recipe.epochs), lr_scheduler_type="cosine",
-        weight_decay=recipe.weight_decay, max_grad_norm=recipe.gradient_clip, optim="adamw_torch_fused",
-        eval_strategy=each, save_strategy="epoch", save_total_limit=2, load_best_model_at_end=validate,
-        metric_for_best_model=recipe.select_by if validate else None, greater_is_better=best == "highest",
-        logging_steps=max(1, steps // 8), logging_nan_inf_filter=False, seed=recipe.seed, data_seed=recipe.seed,
-        bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(), report_to="none",
-        disable_tqdm=True, dataloader_pin_memory=False, label_names=["labels"], remove_unused_columns=False)
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=max(64, recipe.batch_size),
+        learning_rate=recipe.learning_rate,
+        warmup_steps=math.ceil(recipe.warmup_share * steps * recipe.epochs),
+        lr_scheduler_type="cosine",
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.gradient_clip,
+        optim="adamw_torch_fused",
+        eval_strategy=each,
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=validate,
+        metric_for_best_model=recipe.select_by if validate else None,
+        greater_is_better=best == "highest",
+        logging_steps=max(1, steps // 8),
+        logging_nan_inf_filter=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        bf16=precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+        remove_unused_columns=False,
+    )
 
 
-def make_trainer(recipe: Recipe, model, tokenizer, train: Encoded, validation: Encoded | None, folder: Path, callbacks: list):
+def make_trainer(
+    recipe: Recipe,
+    model,
+    tokenizer,
+    train: Encoded,
+    validation: Encoded | None,
+    folder: Path,
+    callbacks: list,
+):
     "A Trainer whose rows come in the order of seed and epoch."
     import torch
     from transformers import PrinterCallback, Trainer
@@ -191,7 +238,9 @@ def make_trainer(recipe: Recipe, model, tokenizer, train: Encoded, validation: E
         "The Trainer with our batches; length-sorted ones for validation."
         def get_train_dataloader(self):
             batches = EpochBatches(train.lengths, recipe.batch_size, recipe.seed)
-            loader = torch.utils.data.DataLoader(train, batch_sampler=batches, collate_fn=self.data_collator)
+            loader = torch.utils.data.DataLoader(
+                train, batch_sampler=batches, collate_fn=self.data_collator
+            )
             return self.accelerator.prepare(loader)
 
         def _get_eval_sampler(self, rows):
@@ -202,9 +251,15 @@ def make_trainer(recipe: Recipe, model, tokenizer, train: Encoded, validation: E
     steps = len(EpochBatches(train.lengths, recipe.batch_size, recipe.seed))
     precision = used_precision(recipe)
     trainer = OrderedTrainer(
-        model=model, args=trainer_arguments(recipe, folder, steps, precision, validation is not None, best),
-        data_collator=collate(tokenizer), train_dataset=train, eval_dataset=validation, callbacks=callbacks,
-        compute_loss_func=loss_function(recipe, y, classes), compute_metrics=validation_metrics)
+        model=model,
+        args=trainer_arguments(recipe, folder, steps, precision, validation is not None, best),
+        data_collator=collate(tokenizer),
+        train_dataset=train,
+        eval_dataset=validation,
+        callbacks=callbacks,
+        compute_loss_func=loss_function(recipe, y, classes),
+        compute_metrics=validation_metrics,
+    )
     trainer.remove_callback(PrinterCallback)  # our own lines say it better
     return trainer
 
@@ -229,18 +284,46 @@ def teller(say: Callable[[str], None], watch: Watch):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not logs or "loss" not in logs: return
             if not math.isfinite(logs["loss"]):
-                raise StudyFailed(f"the loss became {logs['loss']} at step {state.global_step}", "train",
-                                  "lower learning_rate, or use precision float32")
-            say(metric_line("step", state.global_step, state.max_steps, train_loss=logs["loss"], learning_rate=logs["learning_rate"]))
+                raise StudyFailed(
+                    f"the loss became {logs['loss']} at step {state.global_step}",
+                    "train",
+                    "lower learning_rate, or use precision float32",
+                )
+            say(
+                metric_line(
+                    "step",
+                    state.global_step,
+                    state.max_steps,
+                    train_loss=logs["loss"],
+                    learning_rate=logs["learning_rate"],
+                )
+            )
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-            measured = {f"validation_{k}": metrics[f"eval_{k}"] for k in ("log_loss", "accuracy", "macro_f1")}
+            measured = {
+                f"validation_{k}": metrics[f"eval_{k}"]
+                for k in ("log_loss", "accuracy", "macro_f1")
+            }
             say(metric_line("epoch", round(state.epoch), round(args.num_train_epochs), **measured))
 
         def on_step_end(self, args, state, control, **kwargs):
-            if watch.end: control.should_save = control.should_training_stop = True
+            if watch.end and within_epoch(args, state):
+                control.should_save = control.should_training_stop = True
+            return control
+
+        def on_epoch_end(self, args, state, control, **kwargs):
+            if watch.end and within_epoch(
+                args, state
+            ):  # measuring here would draw random numbers that a whole run doesn't
+                control.should_evaluate = control.should_save = control.should_log = False
+            elif watch.end: control.should_training_stop = True
             return control
     return Teller()
+
+
+def within_epoch(args, state) -> bool:
+    "Whether the step just made wasn't the last of its epoch."
+    return state.global_step % (state.max_steps // round(args.num_train_epochs)) != 0
 
 # %% ../../nbs/train/classifier.ipynb #c28
 @dataclass(frozen=True)
@@ -248,23 +331,26 @@ class Trained:
     "A fine-tuned model and how it came about."
     model: Any                # in evaluation mode, the best epoch's weights
     tokenizer: Any
-    history: dict[str, list]  # "steps": [{step, train_loss, learning_rate}], "epochs": [{epoch, step, log_loss, …}]
+    history: dict[
+        str, list
+    ]  # "steps": [{step, train_loss, learning_rate}], "epochs": [{epoch, step, log_loss, …}]
     best_epoch: int           # whose weights these are
     stopped: str              # why it ended: all epochs done, early, or asked to
     used: dict[str, Any]      # precision, device, tokens, steps
 
 
 def fine_tune(
-    encoder: Path,                       # a checked local base model
+    encoder: Path,  # a checked local base model
     train: tuple[list[str], np.ndarray],  # texts, label indices
-    validation: tuple[list[str], np.ndarray] | None,  # the same, for choosing; None: the last epoch is kept
-    labels: Sequence[str],               # sorted names
+    validation: tuple[list[str], np.ndarray]
+    | None,  # the same, for choosing; None: the last epoch is kept
+    labels: Sequence[str],  # sorted names
     recipe: Recipe,
-    folder: Path,                        # for checkpoints
+    folder: Path,  # for checkpoints
     say: Callable[[str], None] = print,  # told the progress
-    callbacks: Sequence[Any] = (),       # further Trainer callbacks
-    watch: Watch | None = None,          # to ask for an early, clean end
-    resume: str | None = None,           # a checkpoint's folder to go on from
+    callbacks: Sequence[Any] = (),  # further Trainer callbacks
+    watch: Watch | None = None,  # to ask for an early, clean end
+    resume: str | None = None,  # a checkpoint's folder to go on from
     trust_code: bool = False,
 ) -> Trained:
     "Fine-tune an encoder to classify texts; the same inputs and threads give the same bits."
@@ -285,8 +371,12 @@ def fine_tune(
 
 def check_labels(y: np.ndarray, labels: Sequence[str]) -> None:
     "A classifier needs two labels that occur."
-    if len(labels) < 2: raise BadInput(f"only one label ({', '.join(labels)}): nothing to tell apart", "labels")
-    if len(set(y.tolist())) < 2: raise BadInput("all training rows have one label", "train", "look at the split and the labels")
+    if len(labels) < 2:
+        raise BadInput(f"only one label ({', '.join(labels)}): nothing to tell apart", "labels")
+    if len(set(y.tolist())) < 2:
+        raise BadInput(
+            "all training rows have one label", "train", "look at the split and the labels"
+        )
 
 
 def fix_everything(recipe: Recipe) -> None:
@@ -314,7 +404,9 @@ def load_base(encoder: Path, labels: Sequence[str], recipe: Recipe, trust_code: 
             use_safetensors=True, problem_type="single_label_classification", **common)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise BadInput(f"transformers can't load this model as a classifier: {reason}", encoder.name) from e
+        raise BadInput(
+            f"transformers can't load this model as a classifier: {reason}", encoder.name
+        ) from e
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
@@ -330,19 +422,40 @@ def _stoppers(recipe: Recipe, checks: Encoded | None) -> list:
 def _trained(trainer, tokenizer, recipe: Recipe, limit: int, watch: Watch) -> Trained:
     "Sum a finished training up."
     state, steps = trainer.state, len(trainer.get_train_dataloader())
-    best = round(state.best_global_step / steps) if state.best_global_step else round(state.epoch or 0)
+    best = (
+        round(state.best_global_step / steps) if state.best_global_step else round(state.epoch or 0)
+    )
     done = state.global_step >= state.max_steps
-    used = {"precision": used_precision(recipe), "device": trainer.args.device.type, "max_tokens": limit,
-            "steps": state.global_step, "steps_an_epoch": steps, "threads": recipe.threads}
+    used = {
+        "precision": used_precision(recipe),
+        "device": trainer.args.device.type,
+        "max_tokens": limit,
+        "steps": state.global_step,
+        "steps_an_epoch": steps,
+        "threads": recipe.threads,
+    }
     stopped = "asked to" if watch.end else "all epochs done" if done else "early"
-    return Trained(trainer.model.eval(), tokenizer, learning_curve(state.log_history), best, stopped, used)
+    return Trained(
+        trainer.model.eval(), tokenizer, learning_curve(state.log_history), best, stopped, used
+    )
 
 
 def learning_curve(log: list[dict]) -> dict[str, list]:
     "The Trainer's log as two tables: training steps and validated epochs; durations are left out."
-    steps = [{"step": r["step"], "train_loss": r["loss"], "learning_rate": r["learning_rate"]} for r in log if "loss" in r]
-    epochs = [{"epoch": round(r["epoch"]), "step": r["step"], **{k: r[f"eval_{k}"] for k in ("log_loss", "accuracy", "macro_f1")}}
-              for r in log if "eval_log_loss" in r]
+    steps = [
+        {"step": r["step"], "train_loss": r["loss"], "learning_rate": r["learning_rate"]}
+        for r in log
+        if "loss" in r
+    ]
+    epochs = [
+        {
+            "epoch": round(r["epoch"]),
+            "step": r["step"],
+            **{k: r[f"eval_{k}"] for k in ("log_loss", "accuracy", "macro_f1")},
+        }
+        for r in log
+        if "eval_log_loss" in r
+    ]
     return {"steps": steps, "epochs": epochs}
 
 # %% ../../nbs/train/classifier.ipynb #c30
@@ -358,7 +471,13 @@ def tiny_encoder(
     folder.mkdir(parents=True, exist_ok=True)
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(words)]
     BertTokenizer(vocab={w: i for i, w in enumerate(names)}).save_pretrained(folder)
-    config = BertConfig(vocab_size=len(names), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=64, max_position_embeddings=64)
+    config = BertConfig(
+        vocab_size=len(names),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
     BertModel(config).save_pretrained(folder)
     return folder

@@ -25,8 +25,10 @@ WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U1
 
 
 def tensor_table(path: Path) -> dict[str, dict]:
-    "The tensors of a safetensors file (name → dtype, shape, data_offsets), checked against its size."
-    damaged = lambda why: BadInput(f"{path.name} is damaged: {why}", str(path), "download or copy it again")
+    "The tensors of a safetensors file, name → dtype, shape, data_offsets; its size is checked."
+    damaged = lambda why: BadInput(
+        f"{path.name} is damaged: {why}", str(path), "download or copy it again"
+    )
     length = path.stat().st_size
     with path.open("rb") as f:
         head = f.read(8)
@@ -35,10 +37,13 @@ def tensor_table(path: Path) -> dict[str, dict]:
         if n > min(length - 8, 100_000_000): raise damaged("it ends inside its header")
         try: table = json.loads(f.read(n))
         except ValueError: raise damaged("its header isn't readable") from None
-    table.pop("__metadata__", None)
-    try: end = max((t["data_offsets"][1] for t in table.values()), default=0)
-    except (TypeError, KeyError, IndexError): raise damaged("its header isn't a table of tensors") from None
-    if 8 + n + end != length: raise damaged(f"{length:,} bytes where its header promises {8 + n + end:,}")
+    if isinstance(table, dict): table.pop("__metadata__", None)
+    try:
+        end = max((t["data_offsets"][1] for t in table.values()), default=0)
+    except (AttributeError, TypeError, KeyError, IndexError):
+        raise damaged("its header isn't a table of tensors") from None
+    if 8 + n + end != length:
+        raise damaged(f"{length:,} bytes where its header promises {8 + n + end:,}")
     return table
 
 
@@ -47,7 +52,14 @@ def parameters_in(table: dict[str, dict]) -> int:
     return sum(prod(t["shape"]) for t in table.values() if t["dtype"].startswith(("F", "BF")))
 
 # %% ../../nbs/train/encoders.ipynb #c08
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json")
+TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+)
 
 
 def check_encoder(
@@ -55,29 +67,58 @@ def check_encoder(
     trust_code: bool = False,    # whether the model may bring Python code of its own
 ) -> list[Path]:                 # its files of weights
     "Refuse a model folder that training would fail on, before anything is loaded."
-    if not folder.is_dir(): raise BadInput("no such model folder", str(folder), "give a folder, a hub id with a revision, or 'embedded'")
+    if not folder.is_dir():
+        raise BadInput(
+            "no such model folder",
+            str(folder),
+            "give a folder, a hub id with a revision, or 'embedded'",
+        )
     if not (folder/"config.json").is_file():
-        raise BadInput("the model has no config.json", str(folder), "give the folder that save_pretrained wrote")
+        raise BadInput(
+            "the model has no config.json",
+            str(folder),
+            "give the folder that save_pretrained wrote",
+        )
     config = read_json(folder/"config.json")
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInput("config.json names no model_type", str(folder/"config.json"))
     if "auto_map" in config and not trust_code:
-        raise BadInput("the model brings Python code of its own", str(folder), "read it, then set trust_remote_code to true")
+        raise BadInput(
+            "the model brings Python code of its own",
+            str(folder),
+            "read it, then set trust_remote_code to true",
+        )
     if not any((folder/name).is_file() for name in TOKENIZERS):
-        raise BadInput("the model has no tokenizer", str(folder), "save it there: tokenizer.save_pretrained(folder)")
+        raise BadInput(
+            "the model has no tokenizer",
+            str(folder),
+            "save it there: tokenizer.save_pretrained(folder)",
+        )
     return _weights(folder)
 
 
 def _weights(folder: Path) -> list[Path]:
     "A model's safetensors files, each whole, none missing."
     index = folder/"model.safetensors.index.json"
-    names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.exists() else ["model.safetensors"]
+    names = (
+        sorted(set(read_json(index).get("weight_map", {}).values()))
+        if index.exists()
+        else ["model.safetensors"]
+    )
     files = [folder/name for name in names]
     for file in files:
         if not file.is_file():
             pickles = sorted(p.name for p in folder.glob("*.bin"))
-            what = f"only pickled weights ({pickles[0]}), which can run code when loaded" if pickles else f"no {file.name}"
-            raise BadInput(f"the model has {what}", str(folder), "save it with safe_serialization, the default of save_pretrained")
+            what = (
+                f"only pickled weights ({pickles[0]}), which can run code when loaded"
+                if pickles
+                else f"no {file.name}"
+            )
+            raise BadInput(
+                f"the model has {what}",
+                str(folder),
+                "save it with safe_serialization, the default of save_pretrained",
+            )
         tensor_table(file)
     return files
 
@@ -98,20 +139,22 @@ def embedded_encoder() -> Path:
     return folder
 
 # %% ../../nbs/train/encoders.ipynb #c12
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*|[A-Za-z0-9][A-Za-z0-9._-]*")
+HUB_ID = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*|[A-Za-z0-9][A-Za-z0-9._-]*"
+)
 REVISION = re.compile(r"[0-9a-f]{40}")
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*"]
 
 
 def local_encoder(
-    model: str = "embedded",       # "embedded", a folder, or a hub id such as org/name
-    revision: str | None = None,   # of a hub model: the 40 hex digits of a commit
-    cache: Path | None = None,     # where downloads are kept; by default the setting's
-    trust_code: bool = False,      # whether the model may bring Python code of its own
+    model: str = "embedded",  # "embedded", a folder (as seen from the repository), or a hub id
+    revision: str | None = None,  # of a hub model: the 40 hex digits of a commit
+    cache: Path | None = None,  # where downloads are kept; by default the setting's
+    trust_code: bool = False,  # whether the model may bring Python code of its own
 ) -> Path:                         # a checked local folder
     "A base model as a local folder, whichever way it was named."
     if model == "embedded": folder = embedded_encoder()
-    elif _is_path(model): folder = Path(model).expanduser().resolve()
+    elif _is_path(model): folder = (settings().root/Path(model).expanduser()).resolve()
     else: folder = _from_hub(model, revision, cache, trust_code)
     check_encoder(folder, trust_code)
     return folder
@@ -120,23 +163,32 @@ def local_encoder(
 def _is_path(model: str) -> bool:
     "Whether a name means a folder rather than a hub id."
     if not HUB_ID.fullmatch(model): return True
-    return Path(model).is_dir() and bool(model.strip("."))
+    return (settings().root/model).is_dir()
 
 
 def _from_hub(model: str, revision: str | None, cache: Path | None, trust_code: bool) -> Path:
     "A pinned hub model, downloaded once; its code only where that was allowed."
     if not revision or not REVISION.fullmatch(revision):
-        raise BadInput(f"the hub model {model} is not pinned (revision {revision!r})", "base_revision",
-                       "give the 40 hex digits of a commit; the model's page lists them under Files")
+        raise BadInput(
+            f"the hub model {model} is not pinned (revision {revision!r})",
+            "base_revision",
+            "give the 40 hex digits of a commit; the model's page lists them under Files",
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     patterns = WANTED + (["*.py"] if trust_code else [])
-    folder = cache or settings().path("cache")/"models"
-    try: return Path(snapshot_download(model, revision=revision, cache_dir=folder, allow_patterns=patterns))
+    folder = cache or settings().cache/"models"
+    try:
+        return Path(
+            snapshot_download(model, revision=revision, cache_dir=folder, allow_patterns=patterns)
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise BadInput(f"can't get {model} from the hub: {reason}", f"revision {revision}",
-                       "check the name and the network, or give a local folder") from e
+        raise BadInput(
+            f"can't get {model} from the hub: {reason}",
+            f"revision {revision}",
+            "check the name and the network, or give a local folder",
+        ) from e
 
 # %% ../../nbs/train/encoders.ipynb #c15
 @dataclass(frozen=True)
@@ -155,7 +207,10 @@ class EncoderFacts:
     def to_dict(self) -> dict: return asdict(self)
 
     def _repr_markdown_(self):
-        rows = [f"| {k.replace('_', ' ')} | {f'{v:,}' if isinstance(v, int) else v or '–'} |" for k, v in asdict(self).items()]
+        rows = [
+            f"| {k.replace('_', ' ')} | {f'{v:,}' if isinstance(v, int) else v or '–'} |"
+            for k, v in asdict(self).items()
+        ]
         return "\n".join(["| base model | |", "|---|---|", *rows])
 
 
@@ -169,12 +224,22 @@ def encoder_facts(
     files, config = check_encoder(folder, trust_code), read_json(folder/"config.json")
     first = lambda *names: next((config[n] for n in names if isinstance(config.get(n), int)), 0)
     source = "embedded" if model == "embedded" else "hub" if revision else "folder"
-    known = {"embedded": "sentence-transformers/all-MiniLM-L6-v2", "hub": model, "folder": folder.name}
+    known = {
+        "embedded": "sentence-transformers/all-MiniLM-L6-v2",
+        "hub": model,
+        "folder": Path(model).name if model else folder.name,
+    }
     return EncoderFacts(
-        name=known[source], source=source, revision=revision or "", architecture=config["model_type"],
+        name=known[source],
+        source=source,
+        revision=revision or "",
+        architecture=config["model_type"],
         parameters=sum(parameters_in(tensor_table(f)) for f in files),
-        hidden_size=first("hidden_size", "dim", "d_model"), layers=first("num_hidden_layers", "n_layers", "num_layers"),
-        licence=_licence(folder/"README.md"), sha256=sha256(files[0]) if len(files) == 1 else _hash_all(files))
+        hidden_size=first("hidden_size", "dim", "d_model"),
+        layers=first("num_hidden_layers", "n_layers", "num_layers"),
+        licence=_licence(folder / "README.md"),
+        sha256=sha256(files[0]) if len(files) == 1 else _hash_all(files),
+    )
 
 
 def _licence(card: Path) -> str:

@@ -35,7 +35,9 @@ def read_job(folders: JobFolders) -> tuple[Recipe, dict[str, str]]:
     "The recipe and the job's own settings, from hyperparameters.json."
     strings = read_json(folders.config/"hyperparameters.json")
     own = {k: strings.get(k, "") for k in JOB_HYPERPARAMETERS}
-    return recipe_from({k: v for k, v in strings.items() if k not in own and not k.startswith("sagemaker_")}), own
+    return recipe_from(
+        {k: v for k, v in strings.items() if k not in own and not k.startswith("sagemaker_")}
+    ), own
 
 
 def read_labels(folder: Path) -> list[str]:
@@ -44,7 +46,8 @@ def read_labels(folder: Path) -> list[str]:
     labels = read_json(path)
     if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
         raise BadInput("labels.json must be a list of strings", "channel labels")
-    if sorted(set(labels)) != labels: raise BadInput("labels.json must be sorted, without repeats", "channel labels")
+    if sorted(set(labels)) != labels:
+        raise BadInput("labels.json must be sorted, without repeats", "channel labels")
     return labels
 
 
@@ -59,7 +62,11 @@ def base_facts(folder: Path, own: dict[str, str]) -> tuple[EncoderFacts, bool]:
 # %% ../../nbs/train/entry.ipynb #c08
 def identity(folders: JobFolders, recipe: Recipe, base: EncoderFacts) -> str:
     "A hash of everything that decides what this training computes."
-    channels = {c: sha256(folders.channel(c)) for c in ("train", "validation", "labels") if folders.channel(c).exists()}
+    channels = {
+        c: sha256(folders.channel(c))
+        for c in ("train", "validation", "labels")
+        if folders.channel(c).exists()
+    }
     whole = {"recipe": asdict(recipe), "channels": channels, "base": base.sha256}
     return hash_of(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
@@ -71,25 +78,50 @@ def last_checkpoint(folder: Path, mine: str) -> str | None:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(note, mine)
         return None
-    complete = [p for p in folder.glob("checkpoint-*") if (p/"trainer_state.json").exists() and (p/"rng_state.pth").exists()]
+    complete = [
+        p
+        for p in folder.glob("checkpoint-*")
+        if (p / "trainer_state.json").exists() and (p / "rng_state.pth").exists()
+    ]
     return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
 
 # %% ../../nbs/train/entry.ipynb #c10
-NOTED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scikit-learn")
+NOTED = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+)
 
 
-def training_record(made: Trained, recipe: Recipe, base: EncoderFacts, rows: dict[str, int], labels: list[str]) -> dict[str, Any]:
+def training_record(
+    made: Trained, recipe: Recipe, base: EncoderFacts, rows: dict[str, int], labels: list[str]
+) -> dict[str, Any]:
     "What a reader must know to repeat this training."
     versions = packages()
-    return {"schema": "ftnb/training/1", "recipe": asdict(recipe), "base": base.to_dict(), "rows": rows, "labels": labels,
-            "best_epoch": made.best_epoch, "stopped": made.stopped, "used": made.used, "machine": machine_facts(),
-            "packages": {n: versions[n] for n in NOTED if n in versions}}
+    return {
+        "schema": "ftnb/training/1",
+        "recipe": asdict(recipe),
+        "base": base.to_dict(),
+        "rows": rows,
+        "labels": labels,
+        "best_epoch": made.best_epoch,
+        "stopped": made.stopped,
+        "used": made.used,
+        "machine": machine_facts(),
+        "packages": {n: versions[n] for n in NOTED if n in versions},
+    }
 
 
 def save_model(made: Trained, record: dict[str, Any], folder: Path) -> None:
     "Model, tokenizer, label names and record in one folder; no path of this machine in them."
     made.model.config._name_or_path = made.model.name_or_path = record["base"]["name"]
-    made.tokenizer.name_or_path = made.tokenizer.init_kwargs["name_or_path"] = record["base"]["name"]
+    made.tokenizer.name_or_path = made.tokenizer.init_kwargs["name_or_path"] = record["base"][
+        "name"
+    ]
     made.model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
     write_json(folder/"training.json", record)
@@ -100,18 +132,42 @@ def train_job(folders: JobFolders, watch: Watch, say: Callable[[str], None] = pr
     began = time.monotonic()
     recipe, own = read_job(folders)
     labels = read_labels(folders.channel("labels"))
-    rows = {c: read_examples(folders.channel(c), labels) for c in ("train", "validation") if folders.channel(c).exists()}
+    rows = {
+        c: read_examples(folders.channel(c), labels)
+        for c in ("train", "validation")
+        if folders.channel(c).exists()
+    }
     if "train" not in rows: raise BadInput("channel train has no data", "channel train")
     base, trust = base_facts(folders.channel("base"), own)
-    say(f"{base.name}: {base.parameters:,} parameters; {', '.join(f'{len(t):,} {c} rows' for c, (t, _) in rows.items())}")
+    say(
+        f"{base.name}: {base.parameters:,} parameters; "
+        + ", ".join(f"{len(texts):,} {c} rows" for c, (texts, _) in rows.items())
+    )
     resume = last_checkpoint(folders.checkpoints, identity(folders, recipe, base))
     if resume: say(f"going on from {Path(resume).name}")
-    made = fine_tune(folders.channel("base"), rows["train"], rows.get("validation"), labels, recipe, folders.checkpoints,
-                     say, [tensorboard(folders.output/"tensorboard")], watch, resume, trust)
-    if made.stopped == "asked to": raise StudyFailed(f"stopped after step {made.used['steps']}", "train", "run it again to go on from there")
+    made = fine_tune(
+        folders.channel("base"),
+        rows["train"],
+        rows.get("validation"),
+        labels,
+        recipe,
+        folders.checkpoints,
+        say,
+        [tensorboard(folders.output / "tensorboard")],
+        watch,
+        resume,
+        trust,
+    )
+    if made.stopped == "asked to":
+        raise StudyFailed(
+            f"stopped after step {made.used['steps']}", "train", "run it again to go on from there"
+        )
     record = training_record(made, recipe, base, {c: len(t) for c, (t, _) in rows.items()}, labels)
     save_model(made, record, folders.model)
-    write_json(folders.output/"history.json", made.history | {"best_epoch": made.best_epoch, "stopped": made.stopped})
+    write_json(
+        folders.output / "history.json",
+        made.history | {"best_epoch": made.best_epoch, "stopped": made.stopped},
+    )
     write_json(folders.output/"timings.json", {"train_seconds": round(time.monotonic() - began, 3)})
     shutil.rmtree(folders.checkpoints, ignore_errors=True)  # a finished training needs none
 

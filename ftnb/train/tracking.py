@@ -16,7 +16,12 @@ from typing import Any
 from ..foundation.settings import settings
 
 # %% ../../nbs/train/tracking.ipynb #c06
-SHORT = {"learning_rate": "lr", "batch_size": "batch", "warmup_share": "warm-up", "early_stopping_patience": "patience"}
+SHORT = {
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "warmup_share": "warm-up",
+    "early_stopping_patience": "patience",
+}
 
 
 def run_name(
@@ -24,7 +29,11 @@ def run_name(
     defaults: Mapping[str, Any],  # what they would be
 ) -> str:                         # such as "epochs=3 lr=0.0001", or "defaults"
     "Name a run by what differs from the defaults."
-    differ = [f"{SHORT.get(k, k)}={_brief(v)}" for k, v in values.items() if k not in defaults or v != defaults[k]]
+    differ = [
+        f"{SHORT.get(k, k)}={_brief(v)}"
+        for k, v in values.items()
+        if k not in defaults or v != defaults[k]
+    ]
     return " ".join(differ)[:200] or "defaults"
 
 
@@ -35,23 +44,28 @@ def _brief(value: Any) -> str:
 
 # %% ../../nbs/train/tracking.ipynb #c09
 def track_training(
-    name: str,                      # of the run, see `run_name`
+    name: str,  # of the run, see `run_name`
     parameters: Mapping[str, Any],  # what it was given
-    history: Mapping[str, list],    # "steps" and "epochs", see ftnb.train.classifier
-    tags: Mapping[str, str],        # study, data hash, model hash …
-    experiment: str = "ftnb",       # the study's name
-    uri: str | None = None,         # MLflow's tracking URI; by default the setting's; "": don't track
+    history: Mapping[str, list],  # "steps" and "epochs", see ftnb.train.classifier
+    tags: Mapping[str, str],  # study, data hash, model hash …
+    experiment: str = "ftnb",  # the study's name
+    uri: str | None = None,  # MLflow's tracking URI; by default the setting's; "": don't track
 ) -> str:                           # the run's id, or "" when it wasn't tracked
     "Log a training to MLflow; a failure is a warning."
     uri = settings().tracking_uri if uri is None else uri
     if not uri: return ""
     try: return _log(name, parameters, history, tags, experiment, uri)
     except Exception as e:  # whatever goes wrong here must not cost a training
-        warnings.warn(f"not tracked: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", stacklevel=2)
+        warnings.warn(
+            f"not tracked: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}",
+            stacklevel=2,
+        )
         return ""
 
 
-def _log(name: str, parameters: Mapping, history: Mapping, tags: Mapping, experiment: str, uri: str) -> str:
+def _log(
+    name: str, parameters: Mapping, history: Mapping, tags: Mapping, experiment: str, uri: str
+) -> str:
     "Write a finished run."
     _quiet()
     import mlflow
@@ -59,12 +73,22 @@ def _log(name: str, parameters: Mapping, history: Mapping, tags: Mapping, experi
     with _alone(uri):
         client = mlflow.MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
-        place = found.experiment_id if found else client.create_experiment(experiment, _artifacts(uri))
+        place = (
+            found.experiment_id if found else client.create_experiment(experiment, _artifacts(uri))
+        )
     run = client.create_run(place, run_name=name)
-    metrics = [Metric(k, float(v), 0, int(row["step"])) for row in (*history["steps"], *history["epochs"])
-               for k, v in row.items() if k not in ("step", "epoch")]
-    client.log_batch(run.info.run_id, metrics[:1000], [Param(k, str(v)[:6000]) for k, v in parameters.items()],
-                     [RunTag(k, str(v)) for k, v in tags.items()])
+    metrics = [
+        Metric(k, float(v), 0, int(row["step"]))
+        for row in (*history["steps"], *history["epochs"])
+        for k, v in row.items()
+        if k not in ("step", "epoch")
+    ]
+    client.log_batch(
+        run.info.run_id,
+        metrics[:1000],
+        [Param(k, str(v)[:6000]) for k, v in parameters.items()],
+        [RunTag(k, str(v)) for k, v in tags.items()],
+    )
     for i in range(1000, len(metrics), 1000): client.log_batch(run.info.run_id, metrics[i:i + 1000])
     client.set_terminated(run.info.run_id)
     return run.info.run_id
@@ -74,6 +98,8 @@ def _quiet() -> None:
     "No telemetry, and none of the migrations' chatter."
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", message="IProgress not found")
     for name in ("mlflow", "alembic"): logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -1,0 +1,171 @@
+"The model card parses back and needs no network; its stage calls falling short a result."
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report_examples import CLASSES, HOSTILE, evaluation
+
+from ftnb.foundation.errors import BadInput
+from ftnb.foundation.files import write_json, write_text
+from ftnb.foundation.records import Workbench
+from ftnb.release.criteria import decide
+from ftnb.release.model_card import Findings, Words, model_card
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def findings(**more):
+    decision = decide(["accuracy lower >= 0.80"], {"evaluate": evaluation()})
+    return Findings(
+        **{
+            "decision": decision,
+            "evaluation": evaluation(),
+            "labels": CLASSES,
+            "training": {"epochs": 6},
+            "data": "requests",
+            "hashes": {"prepare.examples": "53aa"},
+            "base": {"name": "sentence-transformers/all-MiniLM-L6-v2", "source": "embedded"},
+            **more,
+        }
+    )
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **more):
+        raise AssertionError("a model card asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_parses_back(no_network):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(
+        model_card(Words("requests", license="apache-2.0", languages=("en", "de")), findings())
+    )
+    found = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert found == {"accuracy": 0.907, "f1": 0.897}
+    assert (
+        card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+        and card.data.language == ["en", "de"]
+    )
+    assert "0.907 \\[0.887, 0.927\\]" in card.text and "0.871 \\[0.848, 0.894\\]" in card.text
+
+
+def test_same_bytes_twice():
+    assert model_card(Words("requests"), findings()) == model_card(Words("requests"), findings())
+
+
+def test_hostile_words_stay_words():
+    card = model_card(
+        Words(f"x: [y] {HOSTILE}", "Uses: a\n---\nb"),
+        findings(labels=[HOSTILE, "a|b", "é", ""], data=HOSTILE, training={"note": HOSTILE}),
+    )
+    assert "<script" not in card.split("\n---\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "base", [{}, {"name": "my folder", "source": "folder"}, {"name": "x/y", "source": "folder"}]
+)
+def test_names_only_hub_models_as_base(base):
+    assert "base_model:" not in model_card(Words("requests"), findings(base=base))
+
+
+def test_nothing_measured_nothing_claimed():
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(model_card(Words("requests"), findings(evaluation={})))
+    assert not card.data.eval_results and "Nobody has stated" in card.text
+
+
+@pytest.mark.parametrize("wrong", [{"name": " "}, {"name": "x", "languages": ("English",)}])
+def test_refuses(wrong):
+    with pytest.raises(BadInput):
+        Words(**wrong)
+
+
+def table_laid(root: Path) -> None:
+    "What the stages before release hand on."
+    prepare, train, evaluate = (Workbench.open(s, root) for s in ("prepare", "train", "evaluate"))
+    write_text(prepare.folder / "examples/train.jsonl", "{}\n")
+    write_text(prepare.folder / "requests.md", "# requests\n")
+    write_json(prepare.folder / "labels.json", CLASSES)
+    for name, path in [
+        ("examples", "examples"),
+        ("card", "requests.md"),
+        ("labels", "labels.json"),
+    ]:
+        prepare.hand_on(name, path, "test")
+    write_text(train.folder / "model/config.json", "{}")
+    write_json(
+        train.folder / "training.json",
+        {"epochs": 6, "base": {"name": "sentence-transformers/all-MiniLM-L6-v2"}},
+    )
+    for name, path in [("model", "model"), ("training", "training.json")]:
+        train.hand_on(name, path, "test")
+    write_json(evaluate.folder / "metrics.json", evaluation())
+    evaluate.hand_on("metrics", "metrics.json", "ftnb/metrics/1")
+
+
+def run_stage(tmp_path: Path, monkeypatch, **parameters) -> None:
+    import papermill
+
+    monkeypatch.setenv("FTNB_WORKBENCH", str(tmp_path))
+    papermill.execute_notebook(
+        ROOT / "nbs/stages/release.ipynb",
+        tmp_path / "out.ipynb",
+        parameters=parameters,
+        cwd=str(ROOT / "nbs/stages"),
+        progress_bar=False,
+    )
+
+
+def test_falling_short_is_a_result(tmp_path, monkeypatch):
+    table_laid(tmp_path)
+    run_stage(
+        tmp_path,
+        monkeypatch,
+        criteria=["accuracy lower >= 0.80", "calibration error upper <= 0.10"],
+        intended_use="Routing.",
+    )
+    facts, front = (
+        json.loads((tmp_path / "release" / f"{n}.json").read_text()) for n in ("facts", "front")
+    )
+    assert facts["decision"]["verdict"] == front[0]["verdict"] == "don't ship"
+    assert set(facts["inputs"]) == {
+        "evaluate.metrics",
+        "prepare.examples",
+        "prepare.card",
+        "prepare.labels",
+        "train.model",
+        "train.training",
+    }
+    card = (tmp_path / "release/model_card.md").read_text()
+    assert (
+        "Routing." in card
+        and "Don't ship" in card
+        and "sentence-transformers/all-MiniLM-L6-v2" in card
+    )
+
+
+def test_needs_what_comes_before(tmp_path, monkeypatch):
+    with pytest.raises(Exception, match="evaluate"):
+        run_stage(tmp_path, monkeypatch)
+
+
+def test_criteria_read_without_heavy_imports():
+    heavy = ("torch", "transformers", "nbconvert", "huggingface_hub")
+    code = "import sys, ftnb.release.criteria, ftnb.study.report; "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
