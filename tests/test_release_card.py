@@ -155,7 +155,7 @@ def test_falling_short_is_a_result(tmp_path, monkeypatch):
 
 
 def test_needs_what_comes_before(tmp_path, monkeypatch):
-    with pytest.raises(Exception, match="evaluate"):
+    with pytest.raises(Exception, match="hasn't run here"):
         run_stage(tmp_path, monkeypatch)
 
 

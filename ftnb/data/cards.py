@@ -535,9 +535,9 @@ def _sections(facts: CardFacts, seen: Look) -> Iterator[tuple[str, str, str]]:
 
 def _values(f: Field) -> str:
     "The few values of a field with their shares, or that there are many."
-    if not f.values: return "many"
+    if not f.values: return "many" if f.types else "none"
     counts = Counter[str]()
-    for (value, _), n in f.values.items(): counts[value[:40]] += n
+    for (value, _), n in f.values.items(): counts[mask(value)[:40]] += n
     top = sorted(counts.items(), key=lambda i: (-i[1], i[0]))
     return ", ".join(f"{v} {n / counts.total():.1%}" for v, n in top[:8]) + (
         f" and {len(top) - 8} more" if len(top) > 8 else ""

@@ -25,13 +25,16 @@ class Dialect(NamedTuple):
 
     def options(self) -> dict:
         "The dialect in the words of Python's csv module, reading strictly."
-        quoting = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
-        return {"delimiter": self.delimiter, "skipinitialspace": self.trim, "strict": True} | quoting
+        quoting = {"quotechar": self.quote} if self.quote else {"quoting": csv.QUOTE_NONE,
+                                                                "quotechar": None}
+        return {"delimiter": self.delimiter, "skipinitialspace": self.trim,
+                "strict": True} | quoting
 
     def __str__(self):
         name = {"\t": "tab", " ": "blank", ",": "comma", ";": "semicolon", "|": "bar"}
         quotes = f"quoted by {self.quote}" if self.quote else "no quoting"
-        return f"{name.get(self.delimiter, self.delimiter)}, {quotes}" + ", backslash escapes" * self.escape
+        escapes = ", backslash escapes" * self.escape
+        return f"{name.get(self.delimiter, self.delimiter)}, {quotes}{escapes}"
 
 # %% ../../nbs/data/delimited.ipynb #c09
 class Record(NamedTuple):
@@ -68,14 +71,18 @@ class _Feed:
         self.record.append(line)
         self.size += line.size
         if self.size > self.limit: raise _TooLong
-        content = _ESCAPE.sub(rb"\1\1", line.content).replace(rb"\\", b"\\") if self.escape else line.content
+        content = _ESCAPE.sub(_unescape, line.content) if self.escape else line.content
         try: return content.decode("utf-8") + "\n"
         except UnicodeDecodeError:
             self.undecodable = True
             return content.decode("utf-8", "surrogateescape") + "\n"
 
 
-_ESCAPE = re.compile(rb'(?<!\\)(?:\\\\)*\\(["\'])')   # csv's own escapes aren't strict: it would merge rows silently
+# csv's own escapes aren't read strictly: a stray quotation mark would merge rows silently
+_ESCAPE = re.compile(rb"""\\([\\"'])""")
+
+
+def _unescape(found: re.Match) -> bytes: return found[1] if found[1] == b"\\" else found[1] * 2
 
 # %% ../../nbs/data/delimited.ipynb #c10
 def records(
@@ -102,7 +109,8 @@ def records(
 def _whole(feed: _Feed, fields: list[str]) -> Iterator[Record]:
     "A record that csv could read; nothing for a blank line."
     first = feed.record[0]
-    if feed.undecodable: yield Record(first.number, [], "undecodable", "bytes that aren't valid UTF-8", _raw(first))
+    if feed.undecodable:
+        yield Record(first.number, [], "undecodable", "bytes that aren't valid UTF-8", _raw(first))
     elif any(b"\0" in line.content for line in feed.record):
         yield Record(first.number, [], "NUL byte", "a NUL byte inside the row", _raw(first))
     elif fields and (len(fields) > 1 or fields[0].strip()): yield Record(first.number, fields)
@@ -146,7 +154,8 @@ def _lines_of(text: str) -> Iterator[Line]:
 
 # %% ../../nbs/data/delimited.ipynb #c18
 def find_dialect(
-    begin: Callable[[], Iterator[Line]],   # gives the file's lines from the start, each time it is called
+    begin: Callable[[], Iterator[Line]],
+    # gives the file's lines from the start, each time it is called
     delimiter: str,
     columns: int,                          # columns of the header
     limit: int = 1_000_000,                # bytes of a record
@@ -154,15 +163,18 @@ def find_dialect(
     "The reading of the quotes that leaves the fewest broken rows."
     usual = Dialect(delimiter)
     if not any(b'"' in line.content or b"'" in line.content for line in begin()): return usual, ""
-    none, escaped, single = Dialect(delimiter, ""), Dialect(delimiter, '"', True), Dialect(delimiter, "'")
+    none, escaped, single = Dialect(delimiter, ""), Dialect(delimiter, '"',
+                                                            True), Dialect(delimiter, "'")
     tried = [usual, none] + [escaped] * any(b'\\"' in line.content for line in begin())
     bad = {d: _misfits(records(begin(), d, limit), columns) for d in tried}
-    if _all_quoted(begin(), delimiter, "'"): bad[single] = _misfits(records(begin(), single, limit), columns)
+    if _all_quoted(begin(), delimiter, "'"):
+        bad[single] = _misfits(records(begin(), single, limit), columns)
     best = min(bad, key=lambda d: bad[d])
     if best == usual and delimiter != "," and not bad[none] and not _balanced(begin(), delimiter):
         best = none
     if best == usual: return usual, ""
-    return best, f"read with {best}: {bad[best]} unusable rows, against {bad[usual]} with the usual quotes"
+    usually = f"against {bad[usual]} with the usual quotes"
+    return best, f"read with {best}: {bad[best]} unusable rows, {usually}"
 
 
 def _misfits(rows: Iterable[Record], columns: int) -> int:
@@ -171,12 +183,13 @@ def _misfits(rows: Iterable[Record], columns: int) -> int:
 
 def _balanced(source: Iterator[Line], delimiter: str) -> bool:
     "Does every field that begins with a quotation mark end with one?"
-    fields = (f for line in source for f in line.content.decode("utf-8", "replace").split(delimiter))
+    fields = (f for line in source
+              for f in line.content.decode("utf-8", "replace").split(delimiter))
     return all(len(f) > 1 and f.endswith('"') for f in fields if f.startswith('"'))
 
 
 def _all_quoted(source: Iterator[Line], delimiter: str, quote: str) -> bool:
-    "Does nearly every row open this quotation mark at a field's start and close it at a field's end?"
+    "Does nearly every row open this mark at a field's start and close it at a field's end?"
     rows = quoted = 0
     for line in source:
         fields = line.content.decode("utf-8", "replace").split(delimiter)
@@ -193,7 +206,8 @@ def check_header(
     clean = [name.strip().lstrip("\ufeff") or f"unnamed_{i}" for i, name in enumerate(names, 1)]
     twice = [name for name, n in Counter(clean).items() if n > 1]
     if twice:
-        raise BadInput(f"the header names {', '.join(map(repr, twice))} more than once", f"{where} line 1",
+        raise BadInput(f"the header names {', '.join(map(repr, twice))} more than once",
+                       f"{where} line 1",
                        "rename one of the columns, or give column_names")
     unnamed = [i for i, name in enumerate(names, 1) if not name.strip()]
     return clean, f"column {', '.join(map(str, unnamed))} has no name" if unnamed else ""

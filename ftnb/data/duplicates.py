@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECE', 'CROWD', 'normal', 'pieces', 'jaccard', 'piece_hashes', 'bands_for', 'signatures', 'runs', 'candidates',
-           'Pair', 'Duplicates', 'find_duplicates', 'similar_rows', 'Leaks', 'leaks']
+           'Pair', 'Together', 'Duplicates', 'find_duplicates', 'similar_rows', 'Leaks', 'leaks']
 
 # %% ../../nbs/data/duplicates.ipynb #c03
 import tempfile
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,19 +195,39 @@ def _exact(spill: _Spill) -> list[list[int]]:
     return sorted(groups)
 
 
+class Together:
+    "What hangs together, joined pair by pair (union–find); each heap is known by its first row."
+
+    def __init__(self): self.root: dict[int, int] = {}
+
+    def top(self, row: int) -> int:
+        "The first row of the heap that a row is in."
+        while self.root.setdefault(row, row) != row:
+            self.root[row] = row = self.root[self.root[row]]
+        return row
+
+    def join(self, a: int, b: int) -> None:
+        first, second = sorted((self.top(a), self.top(b)))
+        self.root[second] = first
+
+
 def _near(spill: _Spill, leaders: np.ndarray, similarity: float) -> list[Pair]:
     "Pairs among the leading rows, band by band, each checked with its true similarity."
     found: dict[tuple[int, int], float] = {}
     refused: set[tuple[int, int]] = set()
+    together = Together()
     for b in range(spill.bands):
         for same in runs(spill.band(b), leaders):
             sets: dict[int, set[str]] = {}
             for i, j in candidates(same).tolist():
                 if (i, j) in found or (i, j) in refused: continue
+                if len(same) > CROWD and together.top(i) == together.top(j): continue
                 for row in (i, j):
                     if row not in sets: sets[row] = pieces(spill.text(row))
                 s = jaccard(sets[i], sets[j])
-                if s >= similarity: found[i, j] = s
+                if s >= similarity:
+                    found[i, j] = s
+                    together.join(i, j)
                 elif len(refused) < 1_000_000: refused.add((i, j))
     return sorted(Pair(i, j, round(s, 4)) for (i, j), s in found.items())
 
@@ -217,28 +237,18 @@ class Duplicates:
     "Exact groups and near pairs of rows; displays itself."
     rows: int
     similarity: float
-    exact: list[list[int]] = field(
-        default_factory=list
-    )  # rows with the same normal text, two and more
-    pairs: list[Pair] = field(default_factory=list)  # near, between first rows of their groups
+    exact: list[list[int]] = field(default_factory=list)  # rows with the same normal text
+    pairs: list[Pair] = field(default_factory=list)       # near, between first rows of their groups
 
     @property
     def clusters(self) -> list[list[int]]:
         "Rows that hang together, exactly or nearly (single linkage), by first row."
-        root: dict[int, int] = {}
-        def top(i: int) -> int:
-            while root.setdefault(i, i) != i: root[i] = i = root[root[i]]
-            return i
-
-        links = chain(
-            ((g[0], r) for g in self.exact for r in g[1:]),
-            ((p.first, p.second) for p in self.pairs),
-        )
-        for i, j in links:
-            a, b = sorted((top(i), top(j)))
-            root[b] = a
+        together = Together()
+        for group in self.exact:
+            for row in group[1:]: together.join(group[0], row)
+        for pair in self.pairs: together.join(pair.first, pair.second)
         groups: dict[int, list[int]] = {}
-        for row in sorted(root): groups.setdefault(top(row), []).append(row)
+        for row in sorted(together.root): groups.setdefault(together.top(row), []).append(row)
         return sorted(groups.values())
 
     @property
@@ -369,6 +379,8 @@ def leaks(
             if rank.get(splits[row], 0) < rank.get(splits[top], 0):
                 best[row] = max(best.get(row, (0, 0., 0)), (rank[splits[top]], similarity, -top))
     for g in duplicates.exact: relate(g, g, 1.)
+    for c in duplicates.clusters:
+        if len(c) > CROWD: relate(c, c, duplicates.similarity)  # not all its pairs were compared
     for p in duplicates.pairs:
         a, b = group.get(p.first, [p.first]), group.get(p.second, [p.second])
         relate(a, b, p.similarity); relate(b, a, p.similarity)

@@ -17,13 +17,18 @@ from ..foundation.errors import BadInput
 
 # %% ../../nbs/data/lines.ipynb #c06
 MAGIC = {
-    b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow stream",
-    b"PK\x03\x04": "a zip archive (xlsx, docx and zip begin like this)", b"PK\x05\x06": "an empty zip archive",
+    b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"ARROW1": "arrow",
+    b"\xff\xff\xff\xff": "arrow stream",
+    b"PK\x03\x04": "a zip archive (xlsx, docx and zip begin like this)",
+    b"PK\x05\x06": "an empty zip archive",
     b"%PDF": "a PDF document", b"\xd0\xcf\x11\xe0": "an old Office document (xls, doc)",
-    b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive", b"\x28\xb5\x2f\xfd": "a zstandard archive",
+    b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstandard archive",
     b"7z\xbc\xaf": "a 7-zip archive", b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image",
-    b"SQLite format 3": "an SQLite database", b"\x80\x04\x95": "a Python pickle", b"{\\rtf": "an RTF document",
-    b"<!DOCTYPE html": "a web page", b"<html": "a web page", b"version https://git-lfs": "a Git LFS pointer",
+    b"SQLite format 3": "an SQLite database", b"\x80\x04\x95": "a Python pickle",
+    b"{\\rtf": "an RTF document",
+    b"<!DOCTYPE html": "a web page", b"<html": "a web page",
+    b"version https://git-lfs": "a Git LFS pointer",
 }
 READABLE = ("gzip", "parquet", "arrow", "arrow stream")
 
@@ -35,7 +40,8 @@ def kind_of(
     return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
 
 # %% ../../nbs/data/lines.ipynb #c09
-BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be",
+BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le",
+        codecs.BOM_UTF32_BE: "utf-32-be",
         codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 WESTERN = ("€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ\xa0¡¢£¥§¨©ª«¬\xad®°±²³´µ¶·¸¹º»¼½¾¿"
            "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûüÿ")
@@ -153,10 +159,11 @@ def _declared(name: str, bom: bytes, where: str) -> Encoding:
     try: codec = codecs.lookup(name).name
     except LookupError:
         raise BadInput(f"no encoding is called {name!r}", where,
-                       "use a name Python knows: utf-8, latin-1, cp1252, utf-16, gb18030 …") from None
+                       "use one that Python knows: utf-8, cp1252, utf-16, gb18030 …") from None
     fits = bom and (codec == BOMS[bom] or codec in ("utf-16", "utf-32", "utf-8-sig"))
     if codec == "utf-8-sig" and not fits: codec = "utf-8"
-    return Encoding(BOMS[bom] if fits else codec, len(bom) if fits else 0, f"encoding {codec}, as declared")
+    return Encoding(BOMS[bom] if fits else codec, len(bom) if fits else 0,
+                    f"encoding {codec}, as declared")
 
 # %% ../../nbs/data/lines.ipynb #c18
 class Readable(Protocol):

@@ -11,7 +11,7 @@ import gzip
 import html
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -50,7 +50,8 @@ def _descriptions() -> Iterator[tuple[str, dict]]:
         found = sorted(p for p in folder.glob("*/service-2.json*"))
         if not found: continue
         content = found[-1].read_bytes()
-        yield folder.name, json.loads(gzip.decompress(content) if found[-1].suffix == ".gz" else content)
+        yield folder.name, json.loads(gzip.decompress(content)
+                                      if found[-1].suffix == ".gz" else content)
 
 
 def operations(
@@ -61,8 +62,10 @@ def operations(
         title, shapes = described["metadata"]["serviceFullName"], described["shapes"]
         for name, operation in sorted(described["operations"].items()):
             if not (text := strip_html(operation.get("documentation", ""))): continue
-            members = shapes.get(operation.get("input", {}).get("shape"), {}).get("members", {}) if parameters else {}
-            yield Operation(service, title, name, text, {k: strip_html(m["documentation"]) for k, m in members.items()
+            shape = shapes.get(operation.get("input", {}).get("shape"), {}) if parameters else {}
+            members = shape.get("members", {})
+            yield Operation(service, title, name, text,
+                            {k: strip_html(m["documentation"]) for k, m in members.items()
                                                          if m.get("documentation")})
 
 # %% ../../nbs/data/operations.ipynb #c11
@@ -72,7 +75,8 @@ MASK = "the service"
 def names_of(service: str, title: str) -> list[str]:
     "How a service is called in its own documentation."
     short = re.sub(r"^(Amazon|AWS) ", "", title)
-    return sorted({title, short, re.sub(r" Service$", "", short), service, service.replace("-", " ")}, key=len, reverse=True)
+    return sorted({title, short, re.sub(r" Service$", "", short), service,
+                   service.replace("-", " ")}, key=len, reverse=True)
 
 
 def mask_names(text: str, names: Iterable[str]) -> str:
@@ -94,7 +98,8 @@ def routing_rows(
     for service in sorted(sorted(found, key=lambda s: (-len(found[s]), s))[:services]):
         rows = []
         for o in found[service]:
-            text = " ".join((mask_names(o.text, names_of(service, o.title)) if masked else o.text).split()[:words])
+            text = " ".join((mask_names(o.text, names_of(service, o.title))
+                             if masked else o.text).split()[:words])
             if len(text.split()) >= 3 and text not in seen: rows.append((_hash(text), text, o.name))
             seen.add(text)
         yield from _taken(service, sorted(rows)[:at_most])
@@ -119,20 +124,23 @@ def first_sentence(text: str) -> tuple[str, str]:
 
 
 def summary_rows(least: int = 25) -> Iterator[Row]:
-    "Rows for summarisation: what follows the first sentence (at least so many words) → the first sentence."
+    "Rows for summarisation: what follows the first sentence (so many words at least) → it."
     for o in operations():
         summary, document = first_sentence(o.text)
         if len(document.split()) >= least and 4 <= len(summary.split()) <= 60:
-            yield Row(f"botocore/{o.service}", 0, {"document": document, "summary": summary, "service": o.service,
+            yield Row(f"botocore/{o.service}", 0,
+                      {"document": document, "summary": summary, "service": o.service,
                                                    "operation": o.name})
 
 # %% ../../nbs/data/operations.ipynb #c21
 def question_rows(services: Iterable[str] = (), least: int = 5) -> Iterator[Row]:
-    "Rows for question answering: what a parameter does in an operation, answered by its documentation."
+    "Rows for question answering: what a parameter does, answered by its documentation."
     wanted = set(services)
     for o in operations(parameters=True):
         if wanted and o.service not in wanted: continue
         for name, text in sorted(o.parameters.items()):
             if len(text.split()) < least: continue
-            yield Row(f"botocore/{o.service}", 0, {"question": f"What does {name} do in {o.name}?", "answer": text,
-                                                   "context": f"{o.name}: {o.text}", "service": o.service, "operation": o.name})
+            yield Row(f"botocore/{o.service}", 0,
+                      {"question": f"What does {name} do in {o.name}?", "answer": text,
+                                                   "context": f"{o.name}: {o.text}",
+                                                   "service": o.service, "operation": o.name})

@@ -41,7 +41,7 @@ def shape(
 ) -> str:
     "What can be shown of a private value: letters as x, digits as 9."
     drawn = "".join(
-        "9" if c.isdigit() else "x" if c.isalpha() else " " if c.isspace() else c
+        "9" if c.isnumeric() else "x" if c.isalnum() else " " if c.isspace() else c
         for c in value[:width]
     )
     return drawn + ("…" if len(value) > width else "")

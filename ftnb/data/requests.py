@@ -15,7 +15,8 @@ import pandas as pd
 from .sources import Source, open_source
 
 # %% ../../nbs/data/requests.ipynb #c06
-REGISTERS = ("question", "complaint", "command", "fragment", "typo", "nonnative", "chatty", "formal")
+REGISTERS = ("question", "complaint", "command", "fragment", "typo", "nonnative", "chatty",
+             "formal")
 
 
 def requests_path() -> Path:
@@ -30,18 +31,24 @@ def requests_source() -> Source:
 
 def load_requests() -> pd.DataFrame:
     "All requests: columns id, text, service, register, need."
-    with requests_path().open(encoding="utf-8") as f: return pd.DataFrame(json.loads(line) for line in f)
+    with requests_path().open(encoding="utf-8") as f:
+        return pd.DataFrame(json.loads(line) for line in f)
 
 # %% ../../nbs/data/requests.ipynb #c15
 SPOKEN = {
-    "s3": "s3", "ec2": "ec2", "lambda": "lambda", "dynamodb": "dynamo", "rds": "rds", "iam": r"\biam\b", "kms": "kms",
-    "cloudwatch": "cloudwatch", "sns": r"\bsns\b", "sqs": "sqs", "route53": r"route ?53", "cloudfront": "cloudfront",
-    "ecs": r"\becs\b|fargate", "stepfunctions": "step ?function", "apigateway": "api ?gateway", "cognito": "cognito",
-    "secretsmanager": "secrets ?manager", "athena": "athena", "kinesis": "kinesis|firehose", "sagemaker": "sagemaker"}
+    "s3": "s3", "ec2": "ec2", "lambda": "lambda", "dynamodb": "dynamo", "rds": "rds",
+    "iam": r"\biam\b", "kms": "kms",
+    "cloudwatch": "cloudwatch", "sns": r"\bsns\b", "sqs": "sqs", "route53": r"route ?53",
+    "cloudfront": "cloudfront",
+    "ecs": r"\becs\b|fargate", "stepfunctions": "step ?function", "apigateway": "api ?gateway",
+    "cognito": "cognito",
+    "secretsmanager": "secrets ?manager", "athena": "athena", "kinesis": "kinesis|firehose",
+    "sagemaker": "sagemaker"}
 
 
 def names_itself(requests: pd.DataFrame) -> pd.Series:
     "True where a request names the service that serves it."
     pairs = zip(requests.text.str.lower(), requests.service, strict=True)
     import re
-    return pd.Series([bool(re.search(SPOKEN[service], text)) for text, service in pairs], requests.index)
+    return pd.Series([bool(re.search(SPOKEN[service], text)) for text, service in pairs],
+                     requests.index)

@@ -43,7 +43,7 @@ from ..foundation.errors import BadInput, nearest
 class Row(NamedTuple):
     "One row of a source and where it stands."
     file: str               # the file's name below what the user gave
-    line: int               # line it begins in, from 1; the row's number in Parquet, Arrow and hub sources
+    line: int               # line it begins in, from 1; the row's number where there are no lines
     values: dict[str, Any]
 
 
@@ -71,7 +71,8 @@ class FileFacts:
     said: list[str] = field(default_factory=list)   # everything the report must say aloud
 
 # %% ../../nbs/data/sources.ipynb #c09
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv",
+            ".tab": "csv",
             ".txt": "csv", ".data": "csv", ".test": "csv", ".parquet": "parquet", ".pq": "parquet",
             ".arrow": "arrow", ".feather": "arrow"}
 
@@ -89,9 +90,12 @@ def find_files(
     if "://" in path: return _remote_files(path)
     if Path(path).is_dir(): found, base = _folder_files(Path(path)), path
     elif Path(path).exists(): found, base = [path], str(Path(path).parent)
-    elif glob.has_magic(path): found, base = sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file()), ""
+    elif glob.has_magic(path):
+        found, base = sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file()), ""
     else: raise BadInput("no such file or folder", path, _near(Path(path)))
-    if not found: raise BadInput("no data file there", path, f"files end in {', '.join(sorted(SUFFIXES))}, or .gz of them")
+    if not found:
+        raise BadInput("no data file there", path,
+                       f"files end in {', '.join(sorted(SUFFIXES))}, or .gz of them")
     return [(Path(p).relative_to(base).as_posix() if base else Path(p).name, str(p)) for p in found]
 
 
@@ -99,13 +103,15 @@ def _near(path: Path) -> str:
     "What stands in the folder where a file was looked for."
     try: names = sorted(p.name for p in path.parent.iterdir())
     except OSError: return "check the folder's name"
-    return f"in that folder: {', '.join(names[:8])}{' …' * (len(names) > 8)}{nearest(path.name, names)}"
+    some = ", ".join(names[:8]) + " …" * (len(names) > 8)
+    return f"in that folder: {some}{nearest(path.name, names)}"
 
 
 def _folder_files(folder: Path) -> list[str]:
     "Data files in a folder and below; of a dataset saved by `datasets`, only its Arrow files."
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    files = [p for p in files if _suffix(p.name) in SUFFIXES and p.name.upper() not in ("LICENSE.TXT", "README.TXT")]
+    files = [p for p in files if _suffix(p.name) in SUFFIXES
+             and p.name.upper() not in ("LICENSE.TXT", "README.TXT")]
     arrow = [p for p in files if p.suffix == ".arrow"]
     return [str(p) for p in (arrow if (folder/"state.json").exists() and arrow else files)]
 
@@ -116,23 +122,27 @@ def _storage(uri: str) -> Iterator[None]:
     scheme = uri.split("://")[0]
     try: yield
     except ImportError as e:
-        raise BadInput(f"{scheme}:// needs a package that isn't installed", uri, f"pip install {scheme}fs ({e})") from e
+        raise BadInput(f"{scheme}:// needs a package that isn't installed", uri,
+                       f"pip install {scheme}fs ({e})") from e
     except ValueError as e: raise BadInput(f"no way to read {scheme}://", uri, str(e)) from e
-    except OSError as e: raise BadInput(f"can't be read: {e}", uri, "check its name and who may read it") from e
+    except OSError as e:
+        raise BadInput(f"can't be read: {e}", uri, "check its name and who may read it") from e
 
 
 def _remote_files(uri: str) -> list[tuple[str, str]]:
     "The data files behind an fsspec URI."
     import fsspec
     if uri.startswith("hf://") and not re.search(r"@[0-9a-f]{40}", uri):
-        raise BadInput("a hub address without a fixed revision", uri, "write hf://datasets/<name>@<40 hex digits>/…")
+        raise BadInput("a hub address without a fixed revision", uri,
+                       "write hf://datasets/<name>@<40 hex digits>/…")
     with _storage(uri):
         system, path = fsspec.core.url_to_fs(uri)
         found = system.find(path) if system.isdir(path) else system.glob(path)
-        kept = sorted(p for p in found if _suffix(p) in SUFFIXES) if system.isdir(path) else sorted(found)
+        kept = sorted(p for p in found if _suffix(p) in SUFFIXES or not system.isdir(path))
         if not kept: raise BadInput("no data file there", uri, "check the address")
         base = path.rstrip("/") if system.isdir(path) else ""
-        return [(p[len(base):].lstrip("/") if base else p.rsplit("/", 1)[-1], system.unstrip_protocol(p)) for p in kept]
+        return [(p[len(base):].lstrip("/") if base else p.rsplit("/", 1)[-1],
+                 system.unstrip_protocol(p)) for p in kept]
 
 
 @contextmanager
@@ -141,10 +151,12 @@ def opened(path: str, packed: bool = False) -> Iterator[IO[bytes]]:
     import gzip as packing
     if "://" in path:
         import fsspec
-        with _storage(path), fsspec.open(path, "rb") as remote: handle: Any = remote; yield _unpack(handle, packed, packing)
+        with _storage(path), fsspec.open(path, "rb") as remote:
+            yield _unpack(remote, packed, packing)
         return
     try: handle = open(path, "rb")
-    except OSError as e: raise BadInput(f"can't be read: {e.strerror}", path, "check who may read it") from e
+    except OSError as e:
+        raise BadInput(f"can't be read: {e.strerror}", path, "check who may read it") from e
     with handle: yield _unpack(handle, packed, packing)
 
 
@@ -159,7 +171,7 @@ class Reading(NamedTuple):
     delimiter: str = "auto"
     column_names: tuple[str, ...] = ()     # for files without a header
     max_line_bytes: int = 1_000_000
-    wanted: tuple[str, ...] = ()           # columns the user mapped; they help to find the delimiter
+    wanted: tuple[str, ...] = ()   # columns the user mapped; they help to find the delimiter
 
 
 def look(name: str, path: str, reading: Reading) -> FileFacts:
@@ -182,7 +194,8 @@ def _unpacked_head(path: str) -> tuple[bytes, str]:
     "The first bytes inside a gzip file, and what they are."
     try:
         with opened(path, packed=True) as f: head = f.read(64)
-    except (OSError, EOFError, zlib.error) as e: raise BadInput(f"a damaged gzip file: {e}", path, "get it again") from e
+    except (OSError, EOFError, zlib.error) as e:
+        raise BadInput(f"a damaged gzip file: {e}", path, "get it again") from e
     kind = kind_of(head)
     if kind: raise BadInput(f"a gzip file with {kind} inside", path, "unpack it first")
     return head, kind
@@ -191,13 +204,16 @@ def _unpacked_head(path: str) -> tuple[bytes, str]:
 def _look_at_text(facts: FileFacts, reading: Reading) -> FileFacts:
     "Encoding, line ends, format and columns of a text file."
     remote = "://" in facts.path
-    with _damaged(facts), opened(facts.path, facts.packed) as f: c = census(f, 8_000_000 if remote else 64_000_000)
+    with _damaged(facts), opened(facts.path, facts.packed) as f:
+        c = census(f, 8_000_000 if remote else 64_000_000)
     if facts.format == "auto": facts.format = SUFFIXES.get(_suffix(facts.name), "")
-    facts.encoding = find_encoding(c, reading.encoding, facts.format in ("json", "jsonl"), facts.name)
+    facts.encoding = find_encoding(c, reading.encoding, facts.format in ("json", "jsonl"),
+                                   facts.name)
     facts.end = b"\r" if not c.newlines and c.returns > 1 else b"\n"
     facts.said += [facts.encoding.said] * bool(facts.encoding.said)
     start = _beginning(facts, c)
-    if facts.format in ("json", "jsonl") or not facts.format: facts.format = _json_format(start, facts.format or "csv")
+    if facts.format in ("json", "jsonl") or not facts.format:
+        facts.format = _json_format(start, facts.format or "csv")
     if facts.format == "csv": _look_at_table(facts, reading, start)
     return facts
 
@@ -213,7 +229,8 @@ def _beginning(facts: FileFacts, c: Census) -> str:
 def _damaged(facts: FileFacts) -> Iterator[None]:
     "A packed file that breaks off is bad input, wherever it is noticed."
     try: yield
-    except (EOFError, zlib.error) as e: raise BadInput(f"{facts.name} is damaged: {e}", facts.path, "get it again") from e
+    except (EOFError, zlib.error) as e:
+        raise BadInput(f"{facts.name} is damaged: {e}", facts.path, "get it again") from e
     except OSError as e:
         if "gzip" not in str(e).lower() and "crc" not in str(e).lower(): raise
         raise BadInput(f"{facts.name} is damaged: {e}", facts.path, "get it again") from e
@@ -255,15 +272,18 @@ def _look_at_table(facts: FileFacts, reading: Reading, start: str) -> None:
     delimiter = {"tab": "\t", "comma": ","}.get(reading.delimiter, reading.delimiter)
     if delimiter == "auto": delimiter = find_delimiter(start, reading.wanted, "\t" if tabs else ",")
     limit = reading.max_line_bytes
-    first = next((r for r in records(_first_lines(facts, limit), Dialect(delimiter), limit)), Record(1, []))
+    first = next((r for r in records(_first_lines(facts, limit), Dialect(delimiter), limit)),
+                 Record(1, []))
     if first.reason and not reading.column_names:
-        raise BadInput(f"the header can't be read: {first.reason}, {first.detail}", f"{facts.name} line {first.line}",
+        raise BadInput(f"the header can't be read: {first.reason}, {first.detail}",
+                       f"{facts.name} line {first.line}",
                        "give column_names, or repair the line")
     width = len(reading.column_names or first.fields)
     facts.dialect, said = find_dialect(lambda: _first_lines(facts, limit), delimiter, width, limit)
     blanks = len(first.fields) > 1 and all(n.startswith(" ") for n in first.fields[1:])
     if blanks: facts.dialect = facts.dialect._replace(trim=True)
-    facts.columns, unnamed = check_header(list(reading.column_names) or _header(facts, limit), facts.name)
+    facts.columns, unnamed = check_header(list(reading.column_names) or _header(facts, limit),
+                                          facts.name)
     facts.header = not reading.column_names
     facts.said += [s for s in (said, unnamed, "blanks after delimiters dropped" * blanks) if s]
 
@@ -276,12 +296,14 @@ def _table_rows(facts: FileFacts, reading: Reading) -> Iterator[Row | BadRow]:
     "Rows of a delimited file."
     width, skip = len(facts.columns), facts.header
     with opened(facts.path, facts.packed) as f:
-        for r in records(_text_lines(facts, reading.max_line_bytes, f), facts.dialect, reading.max_line_bytes):
+        for r in records(_text_lines(facts, reading.max_line_bytes, f), facts.dialect,
+                         reading.max_line_bytes):
             if skip: skip = False
             elif r.reason: yield BadRow(facts.name, r.line, r.reason, r.detail, r.raw)
             elif len(r.fields) != width:
                 raw = facts.dialect.delimiter.join(r.fields)[:200]
-                yield BadRow(facts.name, r.line, "ragged", f"{len(r.fields)} fields, the header has {width}", raw)
+                yield BadRow(facts.name, r.line, "ragged",
+                             f"{len(r.fields)} fields, the header has {width}", raw)
             else: yield Row(facts.name, r.line, dict(zip(facts.columns, r.fields, strict=True)))
 
 # %% ../../nbs/data/sources.ipynb #c19
@@ -303,7 +325,9 @@ def _object_lines(facts: FileFacts, reading: Reading) -> Iterator[Row | BadRow]:
         for number, content, size in _text_lines(facts, reading.max_line_bytes, f):
             if size == 0 or not content.strip(): continue
             reason, detail, values = _parse(content, size)
-            if reason: yield BadRow(facts.name, number, reason, detail, content[:200].decode("utf-8", "replace"))
+            if reason:
+                yield BadRow(facts.name, number, reason, detail,
+                             content[:200].decode("utf-8", "replace"))
             else: yield Row(facts.name, number, values)
 
 
@@ -312,17 +336,20 @@ def _parse(content: bytes, size: int) -> tuple[str, str, dict]:
     if size > len(content): return "too long a line", f"{size:,} bytes", {}
     if b"\0" in content: return "NUL byte", "a NUL byte inside the row", {}
     try: text = content.decode("utf-8")
-    except UnicodeDecodeError as e: return "undecodable", f"byte {e.start + 1} isn't valid UTF-8", {}
+    except UnicodeDecodeError as e:
+        return "undecodable", f"byte {e.start + 1} isn't valid UTF-8", {}
     try: values = _STRICT.decode(text)
     except (ValueError, RecursionError) as e: return "not JSON", str(e)[:120], {}
-    return ("", "", values) if isinstance(values, dict) else ("not an object", type(values).__name__, {})
+    if isinstance(values, dict): return "", "", values
+    return "not an object", type(values).__name__, {}
 
 # %% ../../nbs/data/sources.ipynb #c21
 class _Window:
     "A piece of a JSON text that moves along it, knowing its line."
     def __init__(self, stream: IO[bytes], facts: FileFacts, limit: int):
         stream.read(facts.encoding.bom)
-        self.source: Any = stream if facts.encoding.name == "utf-8" else Recoded(stream, facts.encoding.name)
+        utf8 = facts.encoding.name == "utf-8"
+        self.source: Any = stream if utf8 else Recoded(stream, facts.encoding.name)
         import codecs
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at, self.line, self.ended = "", 0, 1, False
@@ -368,7 +395,8 @@ class _Window:
 
     def _give_up(self, e: json.JSONDecodeError) -> None:
         "Raise unless the error may only mean that the window ends here."
-        if e.msg.startswith("Unterminated") or e.pos >= len(self.text) - 16 and not self.ended: return
+        if e.msg.startswith("Unterminated") or e.pos >= len(self.text) - 16 and not self.ended:
+            return
         self.move(e.pos)
         raise self.broken(e.msg) from None
 
@@ -376,7 +404,8 @@ class _Window:
         "Pass over a value without keeping it, however long; its beginning."
         begin, depth, inside = self.text[self.at:self.at + 200], 0, False
         while True:
-            end = (_STRING if inside else _PLAIN).match(self.text, self.at).end()   # type: ignore[union-attr]
+            pattern = _STRING if inside else _PLAIN
+            end = pattern.match(self.text, self.at).end()   # type: ignore[union-attr]
             self.move(end)
             token = self.text[end:end + 1]
             if token in ("", "\\"):
@@ -388,7 +417,8 @@ class _Window:
             self.move(end + 1)
 
     def broken(self, what: str) -> BadInput:
-        return BadInput(f"{self.facts.name} isn't valid JSON: {what}", f"{self.facts.name} line {self.line}",
+        return BadInput(f"{self.facts.name} isn't valid JSON: {what}",
+                        f"{self.facts.name} line {self.line}",
                         "get the file again or repair it; it may be cut off")
 
 
@@ -425,16 +455,20 @@ def _enter(window: _Window) -> None:
 def _item(name: str, line: int, value: Any, reason: str) -> Row | BadRow:
     "An array's item as a row."
     if reason:
-        detail = "an item longer than the limit" if "long" in reason else "repeated keys, NaN or too deep nesting"
+        detail = "an item longer than the limit"
+        if "long" not in reason: detail = "repeated keys, NaN or too deep nesting"
         return BadRow(name, line, reason, detail, value)
-    if not isinstance(value, dict): return BadRow(name, line, "not an object", type(value).__name__, str(value)[:200])
-    if _escaped(value): return BadRow(name, line, "undecodable", "bytes that aren't valid UTF-8", "")
+    if not isinstance(value, dict):
+        return BadRow(name, line, "not an object", type(value).__name__, str(value)[:200])
+    if _escaped(value):
+        return BadRow(name, line, "undecodable", "bytes that aren't valid UTF-8", "")
     return Row(name, line, value)
 
 
 def _escaped(value: Any) -> bool:
     "Does a value hold text whose bytes weren't UTF-8?"
-    if isinstance(value, str): return not value.isascii() and bool(re.search("[\udc80-\udcff]", value))
+    if isinstance(value, str):
+        return not value.isascii() and bool(re.search("[\udc80-\udcff]", value))
     if isinstance(value, dict): return any(_escaped(v) for pair in value.items() for v in pair)
     return isinstance(value, list) and any(map(_escaped, value))
 
@@ -444,7 +478,8 @@ def _arrow_errors(facts: FileFacts) -> Iterator[None]:
     import pyarrow as pa
     try: yield
     except pa.ArrowInvalid as e:
-        raise BadInput(f"{facts.name} is damaged: {str(e)[:120]}", facts.path, "get the file again") from e
+        raise BadInput(f"{facts.name} is damaged: {str(e)[:120]}", facts.path,
+                       "get the file again") from e
 
 
 @contextmanager
@@ -460,12 +495,14 @@ def _arrow_reader(facts: FileFacts) -> Iterator[Any]:
 
 
 def _arrow_schema(facts: FileFacts) -> list[str]:
-    with _arrow_reader(facts) as reader: return (reader.schema_arrow if facts.format == "parquet" else reader.schema).names
+    with _arrow_reader(facts) as reader:
+        return (reader.schema_arrow if facts.format == "parquet" else reader.schema).names
 
 
 def _batches(reader: Any) -> Iterator[Any]:
     if hasattr(reader, "iter_batches"): yield from reader.iter_batches(batch_size=1000)
-    elif hasattr(reader, "get_batch"): yield from map(reader.get_batch, range(reader.num_record_batches))
+    elif hasattr(reader, "get_batch"):
+        yield from map(reader.get_batch, range(reader.num_record_batches))
     else: yield from reader
 
 
@@ -481,7 +518,8 @@ def _arrow_rows(facts: FileFacts, reading: Reading) -> Iterator[Row | BadRow]:
 
 # %% ../../nbs/data/sources.ipynb #c26
 READERS: dict[str, Callable[[FileFacts, Reading], Iterator[Row | BadRow]]] = {
-    "csv": _table_rows, "jsonl": _object_lines, "json": _array_rows, "parquet": _arrow_rows, "arrow": _arrow_rows}
+    "csv": _table_rows, "jsonl": _object_lines, "json": _array_rows, "parquet": _arrow_rows,
+    "arrow": _arrow_rows}
 
 
 @dataclass
@@ -510,7 +548,8 @@ class Source:
         "Itself, when every file has these columns; else an error that lists what there is."
         for f in self.files:
             have = f.columns or Source([f], self.reading).columns
-            missing = [n for n in names if not any(_first_key(part) in have for part in n.split("|"))]
+            missing = [n for n in names
+                       if not any(_first_key(part) in have for part in n.split("|"))]
             if missing: raise _missing(f, missing, have)
         return self
 
@@ -539,7 +578,8 @@ def _source_table(files: list[FileFacts]):
     import pandas as pd
 
     from ftnb.foundation.pictures import table
-    return table(pd.DataFrame([{"file": f.name, "format": f.format + ".gz" * f.packed, "encoding": f.encoding.name,
+    return table(pd.DataFrame([{"file": f.name, "format": f.format + ".gz" * f.packed,
+                                "encoding": f.encoding.name,
                                 "dialect": str(f.dialect) if f.format == "csv" else "",
                                 "columns": ", ".join(f.columns[:8]) + " …" * (len(f.columns) > 8),
                                 "said": "; ".join(f.said)} for f in files]))
@@ -549,7 +589,7 @@ def open_source(
     path: str | Path | Iterable[str],  # file, folder, pattern, fsspec URI, or several of these
     *,
     encoding: str = "auto",            # "auto" or a codec's name
-    format: str = "auto",              # auto, csv, jsonl, json; Parquet and Arrow are recognised by their bytes
+    format: str = "auto",              # auto, csv, jsonl, json; Parquet and Arrow show themselves
     delimiter: str = "auto",           # auto, one character, or "tab"
     column_names: Iterable[str] = (),  # for delimited files without a header
     max_line_bytes: int = 1_000_000,   # longer lines are quarantined
@@ -557,7 +597,8 @@ def open_source(
     prefix: str = "",                  # goes before file names, to tell two sources apart
 ) -> Source:
     "A source of rows; everything wrong with a file as a whole is said now, before any row."
-    reading = Reading(encoding, format, delimiter, tuple(column_names), max_line_bytes, tuple(wanted))
+    reading = Reading(encoding, format, delimiter, tuple(column_names), max_line_bytes,
+                      tuple(wanted))
     paths = [str(path)] if isinstance(path, str | Path) else [str(p) for p in path]
     files = [look(name, where, reading) for p in paths for name, where in find_files(p)]
     for f in files: f.name = prefix + f.name
@@ -575,10 +616,13 @@ class HubSource:
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         stream = self._stream()
-        names = {k: f.names for k, f in (stream.features or {}).items() if hasattr(f, "names") and hasattr(f, "int2str")}
+        names = {k: f.names for k,
+                 f in (stream.features or {}).items() if hasattr(f, "names")
+                 and hasattr(f, "int2str")}
         for i, values in enumerate(stream, 1):
             yield Row(f"{self.dataset}/{self.split}", i, dict(values) | {
-                k: n[values[k]] for k, n in names.items() if isinstance(values[k], int) and 0 <= values[k] < len(n)})
+                k: n[values[k]] for k,
+                n in names.items() if isinstance(values[k], int) and 0 <= values[k] < len(n)})
 
     @property
     def columns(self) -> list[str]:
@@ -589,17 +633,23 @@ class HubSource:
         "Itself, when these columns are there."
         have = self.columns
         missing = [n for n in names if not any(_first_key(p) in have for p in n.split("|"))]
-        if missing: raise _missing(FileFacts(f"{self.dataset}/{self.split}", "", "hub"), missing, have)
+        if missing:
+            raise _missing(FileFacts(f"{self.dataset}/{self.split}", "", "hub"), missing, have)
         return self
 
     def _stream(self):
         import datasets
-        try: return datasets.load_dataset(self.dataset, self.config or None, revision=self.revision, split=self.split,
+        try:
+            return datasets.load_dataset(self.dataset, self.config or None, revision=self.revision,
+                                         split=self.split,
                                           streaming=True)
-        except ValueError as e: raise BadInput(f"{self.dataset}: {e}", self.split, "check the config and the split") from e
+        except ValueError as e:
+            raise BadInput(f"{self.dataset}: {e}", self.split,
+                           "check the config and the split") from e
         except Exception as e:
-            raise BadInput(f"the hub dataset {self.dataset!r} can't be read: {type(e).__name__}", str(e)[:200],
-                           "check its name, revision and the network, or give a local copy as path") from e
+            raise BadInput(f"the hub dataset {self.dataset!r} can't be read: {type(e).__name__}",
+                           str(e)[:200],
+                           "check name, revision and network, or give a local copy as path") from e
 
 
 def hub_source(
@@ -609,7 +659,9 @@ def hub_source(
     split: str = "train",
 ) -> HubSource:
     "A split of a hub dataset; refused unless it is pinned to a commit."
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset): raise BadInput(f"{dataset!r} is no dataset's name", "hub_dataset", "owner/name")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset):
+        raise BadInput(f"{dataset!r} is no dataset's name", "hub_dataset", "owner/name")
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise BadInput(f"hub_revision {revision!r} is not a commit", dataset, "give the 40 hex digits from the dataset's history page")
+        raise BadInput(f"hub_revision {revision!r} is not a commit", dataset,
+                       "give the 40 hex digits from the dataset's history page")
     return HubSource(dataset, config, revision, split)

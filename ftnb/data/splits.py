@@ -43,7 +43,8 @@ class Shares:
                 )
         if self.train <= 0:
             raise BadInput(
-                f"test_share {self.test} and validation_share {self.validation} leave none to train",
+                f"test_share {self.test} and validation_share {self.validation} leave "
+                "nothing to train on",
                 "shares of a split",
                 "choose shares that add up to less than 1",
             )

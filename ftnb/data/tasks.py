@@ -61,7 +61,8 @@ class Summary(Example):
 
     @property
     def system(self) -> str: return "Summarise the document."
-    def turns(self) -> list[Turn]: return [Turn("user", self.document), Turn("assistant", self.summary)]
+    def turns(self) -> list[Turn]:
+        return [Turn("user", self.document), Turn("assistant", self.summary)]
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,15 @@ KINDS: dict[str, type] = {k.task: k for k in (Classification, Summary, Question,
 # %% ../../nbs/data/tasks.ipynb #c09
 USUAL = {
     "text": ("text", "sentence", "content"), "label": ("label", "category", "class"),
-    "document": ("document", "dialogue", "article", "text"), "summary": ("summary", "summary1", "highlights"),
-    "question": ("question", "query"), "answer": ("answer", "answers", "best_answer"), "context": ("context", "passage"),
-    "instruction": ("instruction", "prompt"), "input": ("input",), "output": ("output", "response", "completion"),
+    "document": ("document", "dialogue", "article", "text"),
+    "summary": ("summary", "summary1", "highlights"),
+    "question": ("question", "query"), "answer": ("answer", "answers", "best_answer"),
+    "context": ("context", "passage"),
+    "instruction": ("instruction", "prompt"), "input": ("input",),
+    "output": ("output", "response", "completion"),
     "messages": ("messages", "conversations"), "instructions": ("system",)}
-NEEDED = {"classification": ("text", "label"), "summarisation": ("document", "summary"), "chat": ("messages",),
+NEEDED = {"classification": ("text", "label"), "summarisation": ("document", "summary"),
+          "chat": ("messages",),
           "question answering": ("question", "answer"), "instruction": ("instruction", "output")}
 
 
@@ -119,9 +124,11 @@ def example_from(
     values: dict,                            # a row
     task: str,                               # one of KINDS
     columns: dict[str, str] | None = None,   # field → column, where the usual names don't fit
-) -> Any:                                    # a Classification, Summary, Question, Instruction or Chat
+) -> Any:                                    # a Classification, Summary, Question …
     "A typed example from a row; ValueError says what it lacks."
-    if task not in KINDS: raise BadInput(f"no task is called {task!r}{nearest(task, KINDS)}", "task", f"one of {', '.join(KINDS)}")
+    if task not in KINDS:
+        raise BadInput(f"no task is called {task!r}{nearest(task, KINDS)}", "task",
+                       f"one of {', '.join(KINDS)}")
     found = {}
     for f in fields(KINDS[task]):
         names = (columns[f.name],) if columns and f.name in columns else USUAL[f.name]
@@ -144,17 +151,20 @@ def _turns(value: Any) -> tuple[Turn, ...]:
     "Turns from {role, content} or ShareGPT's {from, value}."
     roles = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant"}
     if not isinstance(value, list): raise ValueError("messages are no list")
-    turns = tuple(Turn(roles.get(m.get("role", m.get("from")), ""), _text(m.get("content", m.get("value")))) for m in value)
+    turns = tuple(Turn(roles.get(m.get("role", m.get("from")), ""),
+                       _text(m.get("content", m.get("value")))) for m in value)
     if problem := conversation_problem(turns): raise ValueError(problem)
     return turns
 
 
 def conversation_problem(turns: Iterable[Turn]) -> str:
-    "What is wrong with a conversation; empty when user and assistant alternate, nobody is silent, and the assistant has the last word."
+    "Why this is no conversation of user and assistant in turns; empty when it is one."
     turns = list(turns)
-    if len(turns) < 2 or len(turns) % 2: return "a conversation needs pairs of a user's and an assistant's turn"
+    if len(turns) < 2 or len(turns) % 2:
+        return "a conversation needs pairs of a user's and an assistant's turn"
     for i, turn in enumerate(turns):
-        if turn.role != ("user", "assistant")[i % 2]: return f"turn {i + 1} is the {turn.role or 'unknown'}'s"
+        if turn.role != ("user", "assistant")[i % 2]:
+            return f"turn {i + 1} is the {turn.role or 'unknown'}'s"
         if not turn.text.strip(): return f"turn {i + 1} is empty"
     return ""
 
@@ -187,12 +197,15 @@ def write_examples(
     format: str = "fields",    # one of FORMATS
 ) -> int:                      # how many were written
     "Write examples as JSON Lines or Parquet in one of the formats, atomically."
-    if format not in FORMATS: raise BadInput(f"no format is called {format!r}{nearest(format, FORMATS)}", "format")
+    if format not in FORMATS:
+        raise BadInput(f"no format is called {format!r}{nearest(format, FORMATS)}", "format")
     written = (FORMATS[format](e) for e in examples)
     if str(path).endswith(".parquet"): return _write_parquet(written, Path(path))
     n = 0
     with writing(path) as f:
-        for n, record in enumerate(written, 1): f.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for record in written:
+            f.write(json.dumps(record, ensure_ascii=False) + "\n")
+            n += 1
     return n
 
 
@@ -214,7 +227,8 @@ def _write_parquet(records: Iterator[dict], path: Path, batch: int = 10_000) -> 
 def read_back(path: Path | str, task: str, format: str = "fields") -> Iterator[Any]:
     "The examples that were written; conversations come back as Chat, prompts as Instruction."
     for row in open_source(str(path)):
-        if not isinstance(row, Row): raise BadInput(f"line {row.line}: {row.reason}", row.file, row.detail)
+        if not isinstance(row, Row):
+            raise BadInput(f"line {row.line}: {row.reason}", row.file, row.detail)
         yield _parse(row.values, task, format)
 
 
@@ -222,10 +236,12 @@ def _parse(record: dict, task: str, format: str) -> Any:
     if format == "prompt-completion": return Instruction(record["prompt"], record["completion"])
     if format == "fields":
         kind = KINDS[task]
-        if kind is Chat: record = record | {"messages": tuple(Turn(**m) if isinstance(m, dict) else Turn(*m)
+        if kind is Chat:
+            record = record | {"messages": tuple(Turn(**m) if isinstance(m, dict) else Turn(*m)
                                                              for m in record["messages"])}
         return kind(**{f.name: record[f.name] for f in fields(kind)})
-    turns = [Turn(m["role"], m["content"] if isinstance(m["content"], str) else m["content"][0]["text"])
+    turns = [Turn(m["role"],
+                  m["content"] if isinstance(m["content"], str) else m["content"][0]["text"])
              for m in record["messages"]]
     system = record["system"][0]["text"] if record.get("system") else ""
     if turns[0].role == "system": system, turns = turns[0].text, turns[1:]
@@ -259,34 +275,47 @@ class Problem(NamedTuple):
 def bedrock_problems(
     path: Path | str,                                   # a .jsonl file
     model: str,                                         # one of BEDROCK
-    tokens: Callable[[str], int] | None = None,         # the model's tokenizer; else the character quota is used
+    tokens: Callable[[str], int] | None = None,
+    # the model's tokenizer; else the character quota is used
     validation: bool = False,                           # the file is for validation
 ) -> list[Problem]:                                     # at most 100
     "Everything a Bedrock customisation job would refuse in a file."
-    if model not in BEDROCK: raise BadInput(f"no limits are known for {model!r}{nearest(model, BEDROCK)}", "model", ", ".join(BEDROCK))
+    if model not in BEDROCK:
+        raise BadInput(f"no limits are known for {model!r}{nearest(model, BEDROCK)}", "model",
+                       ", ".join(BEDROCK))
     limits, found, n = BEDROCK[model], [], 0
-    size, allowed = Path(path).stat().st_size, limits.validation_bytes if validation else limits.training_bytes
-    if allowed and size > allowed: found.append(Problem(0, f"{size:,} bytes, {allowed:,} are allowed"))
-    for n, row in enumerate(open_source(str(path), format="jsonl"), 1):
-        what = record_problem(row.values, limits, tokens) if isinstance(row, Row) else f"{row.reason}: {row.detail}"
+    size = Path(path).stat().st_size
+    allowed = limits.validation_bytes if validation else limits.training_bytes
+    if allowed and size > allowed:
+        found.append(Problem(0, f"{size:,} bytes, {allowed:,} are allowed"))
+    for row in open_source(str(path), format="jsonl"):
+        n += 1
+        if isinstance(row, Row): what = record_problem(row.values, limits, tokens)
+        else: what = f"{row.reason}: {row.detail}"
         if what and len(found) < 100: found.append(Problem(row.line, what))
     low, high = limits.records or (1, n or 1)
-    if n > high or n < low and not validation: found.append(Problem(0, f"{n:,} records, {low:,} to {high:,} are allowed"))
+    if n > high or n < low and not validation:
+        found.append(Problem(0, f"{n:,} records, {low:,} to {high:,} are allowed"))
     return found
 
 
 def record_problem(record: dict, limits: Limits, tokens: Callable[[str], int] | None = None) -> str:
     "What is wrong with one record; empty when nothing is."
-    wanted = {"prompt", "completion"} if limits.format == "prompt-completion" else {"schemaVersion", "messages"}
+    wanted = {"prompt", "completion"} if limits.format == "prompt-completion" else {"schemaVersion",
+                                                                                    "messages"}
     if missing := sorted(wanted - set(record)): return f"no {', '.join(missing)}"
     if extra := sorted(set(record) - wanted - {"system"}): return f"unknown key {extra[0]!r}"
     if limits.format == "conversation":
-        if record["schemaVersion"] != "bedrock-conversation-2024": return f"schemaVersion {record['schemaVersion']!r}"
+        if record["schemaVersion"] != "bedrock-conversation-2024":
+            return f"schemaVersion {record['schemaVersion']!r}"
         try: text = "".join(t.text for t in _parse(record, "", "conversation").turns())
-        except (KeyError, TypeError, IndexError, AttributeError): return "messages aren't [{role, content: [{text}]}]"
-        if problem := conversation_problem(_parse(record, "", "conversation").turns()): return problem
+        except (KeyError, TypeError, IndexError, AttributeError):
+            return "messages aren't [{role, content: [{text}]}]"
+        if problem := conversation_problem(_parse(record, "", "conversation").turns()):
+            return problem
     else:
-        if not all(isinstance(record[k], str) and record[k].strip() for k in wanted): return "prompt or completion is empty"
+        if not all(isinstance(record[k], str) and record[k].strip() for k in wanted):
+            return "prompt or completion is empty"
         text = record["prompt"] + record["completion"]
     return _too_long(text, limits, tokens)
 

@@ -68,14 +68,18 @@ class Columns:
     time: str = ""               # for splits by time
 
     def __post_init__(self):
-        clash = [c for c in self.keep if c in RESERVED and c not in (self.text, self.label, self.group, self.time)]
-        if clash: raise BadInput(f"keep_columns {clash} have names that this project gives itself", "keep_columns",
+        clash = [c for c in self.keep if c in RESERVED
+                 and c not in (self.text, self.label, self.group, self.time)]
+        if clash:
+            raise BadInput(f"keep_columns {clash} have names that this project gives itself",
+                           "keep_columns",
                                  "rename the column in the source")
 
     @property
     def wanted(self) -> tuple[str, ...]:
         "All columns that a source must have."
-        return tuple(dict.fromkeys(c for c in (self.text, self.label, *self.keep, self.group, self.time) if c))
+        every = (self.text, self.label, *self.keep, self.group, self.time)
+        return tuple(dict.fromkeys(c for c in every if c))
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def text_of(value: Any, rules: Rules, repairs: Counter) -> str:
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         repairs["tokens joined"] += 1
         value = " ".join(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)): raise Unfit("empty text", "no value")
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise Unfit("empty text", "no value")
     if not isinstance(value, str): raise Unfit("text is no text", type(value).__name__)
     if "\0" in value: raise Unfit("NUL byte", "a NUL byte inside the text")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
@@ -129,14 +134,17 @@ def text_of(value: Any, rules: Rules, repairs: Counter) -> str:
 def label_of(value: Any) -> str:
     "A row's label as a string; or Unfit. Floats keep their form until all labels are known."
     if isinstance(value, list): value = _majority(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)): raise Unfit("missing label", "no value")
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise Unfit("missing label", "no value")
     if isinstance(value, bool): return str(value).lower()
     if isinstance(value, int | float): return str(value)
-    if not isinstance(value, str): raise Unfit("label is neither text nor number", type(value).__name__)
+    if not isinstance(value, str):
+        raise Unfit("label is neither text nor number", type(value).__name__)
     label = repair(value)
     if not label: raise Unfit("missing label", "nothing but blanks")
     if len(label) > 200: raise Unfit("label too long", f"{len(label)} characters")
-    if any("\ud800" <= c <= "\udfff" for c in label): raise Unfit("undecodable", "half of a surrogate pair")
+    if any("\ud800" <= c <= "\udfff" for c in label):
+        raise Unfit("undecodable", "half of a surrogate pair")
     return label
 
 
@@ -144,7 +152,8 @@ def _majority(votes: list) -> Any:
     "What more than half of the votes say."
     if not votes: return None
     try: (label, n), = Counter(votes).most_common(1)
-    except TypeError: raise Unfit("label is neither text nor number", "a list of lists or objects") from None
+    except TypeError:
+        raise Unfit("label is neither text nor number", "a list of lists or objects") from None
     if 2 * n <= len(votes): raise Unfit("no majority", ", ".join(map(str, votes))[:100])
     return label
 
@@ -161,7 +170,7 @@ class Tally:
     def check(self) -> "Tally":
         "Itself, when no row vanished and none appeared from nowhere."
         if self.rows_in != self.kept + self.quarantined.total() or self.kept != self.labels.total():
-            raise AssertionError(f"{self.rows_in} rows in, {self.kept} kept, {self.quarantined.total()} quarantined")
+            raise AssertionError(self.sentence)
         return self
 
     def move(self, label: str, reason: str) -> None:
@@ -175,12 +184,14 @@ class Tally:
     def sentence(self) -> str:
         "The account in words."
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self.quarantined.items()))
-        return (f"{self.rows_in:,} rows in = {self.kept:,} kept + {self.quarantined.total():,} quarantined"
+        out = self.quarantined.total()
+        return (f"{self.rows_in:,} rows in = {self.kept:,} kept + {out:,} quarantined"
                 + f" ({reasons})" * bool(reasons))
 
     def to_dict(self) -> dict:
         "The account for a JSON file."
-        return {"rows_in": self.rows_in, "kept": self.kept, "quarantined": dict(sorted(self.quarantined.items())),
+        return {"rows_in": self.rows_in, "kept": self.kept,
+                "quarantined": dict(sorted(self.quarantined.items())),
                 "repairs": dict(sorted(self.repairs.items()))}
 
     def _repr_mimebundle_(self, include=None, exclude=None):
@@ -201,7 +212,8 @@ def _tally_table(tally: Tally):
 class Quarantine:
     "A JSON Lines file of the rows that can't be used; a context manager."
     def __init__(self, path: Path | str, tally: Tally, hide: Callable[[str], str] = str):
-        self.path, self.tally, self.hide = Path(path), tally, hide   # hide: takes private data out of a text
+        self.path, self.tally = Path(path), tally
+        self.hide = hide                       # takes private data out of a text
         self.kinds: dict[str, dict] = {}       # the first row of each reason, to be shown
         self._writing = writing(self.path)
         self._file: IO | None = None
@@ -211,7 +223,8 @@ class Quarantine:
 
     def add(self, file: str, line: int, reason: str, detail: str = "", row: Any = "") -> None:
         "Write one row and count it."
-        entry = {"file": file, "line": line, "reason": reason, "detail": detail, "row": clip(row, hide=self.hide)}
+        entry = {"file": file, "line": line, "reason": reason, "detail": clip(detail),
+                 "row": clip(row, hide=self.hide)}
         self.kinds.setdefault(reason, entry)
         self.tally.quarantined[reason] += 1
         assert self._file is not None, "use `with Quarantine(…)`"
@@ -224,9 +237,11 @@ def clip(value: Any, characters: int = 200, hide: Callable[[str], str] = str) ->
         text = hide(value[:20 * characters])
         text = text[:characters] + "…" * (max(len(text), len(value)) > characters)
         return text.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict): return {clip(str(k)): clip(v, characters, hide) for k, v in list(value.items())[:20]}
+    if isinstance(value, dict):
+        return {clip(str(k)): clip(v, characters, hide) for k, v in list(value.items())[:20]}
     if isinstance(value, list | tuple): return [clip(v, characters, hide) for v in value[:20]]
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)): return value
+    if value is None or isinstance(value, bool | int): return value
+    if isinstance(value, float) and math.isfinite(value): return value
     return clip(str(value), characters, hide)
 
 # %% ../../nbs/data/validation.ipynb #c18
@@ -238,7 +253,7 @@ def plain(value: Any) -> Any:
 
 
 def time_of(value: Any) -> str:
-    "A row's time as sortable ISO text; or Unfit. Numbers are years (up to 9999) or seconds since 1970."
+    "A row's time as ISO text; or Unfit. Numbers are years (up to 9999) or seconds since 1970."
     from datetime import UTC
     try:
         if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?", value.strip()):
@@ -247,14 +262,16 @@ def time_of(value: Any) -> str:
         elif isinstance(value, date): return value.isoformat()
         elif float(value) <= 9999: return f"{int(float(value)):04d}"
         else: moment = datetime.fromtimestamp(float(value), UTC)
-    except (ValueError, TypeError, OverflowError, OSError): raise Unfit("unreadable time", clip(str(value), 40)) from None
+    except (ValueError, TypeError, OverflowError, OSError):
+        raise Unfit("unreadable time", clip(str(value), 40)) from None
     return (moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
 
 
 def example_of(row: Row, columns: Columns, rules: Rules, repairs: Counter) -> dict:
     "A row as an example: id, text, label, kept columns, group and time; or Unfit."
     text = text_of(pick(row.values, columns.text), rules, repairs)
-    example = {"id": f"{row.file}:{row.line}", "text": text, "label": label_of(pick(row.values, columns.label))}
+    example = {"id": f"{row.file}:{row.line}", "text": text,
+               "label": label_of(pick(row.values, columns.label))}
     for name in columns.keep: example.setdefault(name, plain(pick(row.values, name)))
     if columns.group:
         group = pick(row.values, columns.group)
@@ -277,7 +294,8 @@ def validate(
         if isinstance(row, BadRow):
             quarantine.add(*row)
             continue
-        try: example = example_of(row, columns, rules, repairs := Counter())
+        repairs: Counter = Counter()
+        try: example = example_of(row, columns, rules, repairs)
         except Unfit as e:
             quarantine.add(row.file, row.line, e.reason, e.detail, row.values)
             continue
@@ -298,18 +316,23 @@ def label_rule(
     rare: int = 2,     # a label with fewer rows is too rare to learn or test
 ) -> LabelRule:
     "Class names for the labels found; BadInput when they aren't classes."
-    if not labels: raise BadInput("no row is fit to learn from", "label_column", "see the reasons in quarantine.jsonl")
+    if not labels:
+        raise BadInput("no row is fit to learn from", "label_column",
+                       "see the reasons in quarantine.jsonl")
     floats = [x for x in labels if re.fullmatch(r"-?\d+\.\d+", x)]
     whole = {x: x.split(".")[0] for x in floats if re.fullmatch(r"-?\d+\.0+", x)}
     if len(whole) < len(floats):
         odd = sorted(set(floats) - set(whole))
-        raise BadInput(f"labels look like measurements, not classes: {', '.join(odd[:5])}", "label_column",
+        raise BadInput(f"labels look like measurements, not classes: {', '.join(odd[:5])}",
+                       "label_column",
                        "map numbers to classes first, or choose another column")
     _check_classes(labels, rare)
-    said = [f"labels like {floats[0]} read as whole class numbers like {whole[floats[0]]}"] if whole else []
-    if all(re.fullmatch(r"-?\d+(\.0+)?", x) for x in labels): said.append("classes are numbers, sorted as text")
+    said = [f"labels like {x} read as whole class numbers like {whole[x]}" for x in floats[:1]]
+    if all(re.fullmatch(r"-?\d+(\.0+)?", x) for x in labels):
+        said.append("classes are numbers, sorted as text")
     missing = [x for x in labels if x.lower() in ("nan", "none", "null", "n/a", "?", "unknown")]
-    said += [f"label {x!r} ({labels[x]:,} rows) may stand for a missing value" for x in sorted(missing)]
+    said += [f"label {x!r} ({labels[x]:,} rows) may stand for a missing value"
+             for x in sorted(missing)]
     return LabelRule(whole, said + _alike(labels))
 
 
@@ -317,7 +340,8 @@ def _check_classes(labels: Counter, rare: int) -> None:
     "Refuse what isn't a set of classes: one only, or nearly as many as rows."
     common, rows = [x for x, n in labels.items() if n >= rare], labels.total()
     if len(labels) > 50 and len(labels) > rows / 2:
-        raise BadInput(f"{len(labels):,} different labels in {rows:,} rows: these aren't classes", "label_column",
+        raise BadInput(f"{len(labels):,} different labels in {rows:,} rows: these aren't classes",
+                       "label_column",
                        "choose the column that names each text's class")
     if len(common) < 2:
         found = ", ".join(f"{x!r} ({n})" for x, n in labels.most_common(5))
@@ -329,7 +353,8 @@ def _alike(labels: Counter) -> list[str]:
     "Labels that differ only in capitals, blanks or marks at their ends."
     by_case: dict[str, list[str]] = {}
     for x in sorted(labels): by_case.setdefault(re.sub(r"[\W_]+$", "", x.casefold()), []).append(x)
-    return [f"labels {', '.join(map(repr, same))} differ only in capitals or a final mark: rename_labels can merge them"
+    return [f"labels {', '.join(map(repr, same))} differ only in capitals or a final mark: "
+            "rename_labels can merge them"
             for key, same in by_case.items() if key and len(same) > 1]
 
 # %% ../../nbs/data/validation.ipynb #c25
@@ -346,7 +371,8 @@ class Conflicts:
 
     def rows(self) -> np.ndarray:
         "Positions of the rows whose text occurs with several labels, grouped by text."
-        texts, labels = (np.frombuffer(a, np.uint64) if len(a) else np.empty(0, np.uint64) for a in (self.texts, self.labels))
+        texts, labels = (np.frombuffer(a, np.uint64) if len(a) else np.empty(0, np.uint64)
+                         for a in (self.texts, self.labels))
         order = np.lexsort((labels, texts))
         t, y = texts[order], labels[order]
         mixed = np.unique(t[1:][(t[1:] == t[:-1]) & (y[1:] != y[:-1])])

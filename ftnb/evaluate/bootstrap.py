@@ -118,13 +118,16 @@ def mean(
     "Studentised bootstrap interval of a mean, by groups (Efron and Tibshirani 1993, chapter 12)."
     codes = group_codes(groups, len(scores))
     sums, sizes = np.bincount(codes, scores), np.bincount(codes).astype(float)
+    middle = float(sums.sum() / sizes.sum())
+    sums -= middle * sizes   # about 0, where numbers are exact
     estimate, error = _mean_and_error(np.ones((1, len(sums))), sums, sizes)
-    if not error[0] > 1e-15: return Interval(float(estimate[0]), float(estimate[0]), float(estimate[0]), level)
+    if error[0] <= 1e-12 * (1 + abs(middle)): return Interval(middle, middle, middle, level)
     found = [_mean_and_error(w, sums, sizes) for w in resamples(len(sums), replicates, seed)]
     values, errors = np.concatenate([v for v, _ in found]), np.concatenate([e for _, e in found])
-    pivot = (values - estimate) / np.maximum(errors, error * 1e-3)
-    high, low = np.quantile(pivot, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(estimate[0]), float(estimate[0] - low * error[0]), float(estimate[0] - high * error[0]), level)
+    pivot = (values - estimate) / np.maximum(errors, error * .2)  # a resample without variation knows nothing
+    low, high = np.quantile(pivot, [(1 - level) / 2, (1 + level) / 2])
+    ends = sorted(float(middle + estimate[0] - x * error[0]) for x in (low, high))
+    return Interval(middle, min(ends[0], middle), max(ends[1], middle), level)
 
 
 def _mean_and_error(w: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from ..foundation.progress import Progress
 from ftnb.places.contract import (
@@ -141,7 +141,7 @@ def _result(job: Job, code: int, folders: JobFolders, log: Path, last: list[str]
     if code == 0: return JobResult(job.name, "Completed", 0, "", folders, log)
     told = folders.failure.read_text(encoding="utf-8").strip() if folders.failure.exists() else ""
     died = f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    status = "Stopped" if code in (-signal.SIGTERM, 143) else "Failed"
+    status: Literal["Stopped", "Failed"] = "Stopped" if code in (-signal.SIGTERM, 143) else "Failed"
     return JobResult(
         job.name, status, code, told or f"{died}; last words: {' | '.join(last)}", folders, log
     )

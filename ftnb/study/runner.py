@@ -170,9 +170,12 @@ def doing(file: Path) -> str:
 # %% ../../nbs/study/runner.ipynb #c15
 def run_stage(run: Run, stage: str, live: Live) -> None:
     "Execute one stage's notebook. Raises StudyFailed or BadInput with the stage and the cell."
+    import logging
+
     import papermill
     from papermill.engines import NBClientEngine, papermill_engines
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     class LiveEngine(NBClientEngine):
         "papermill's own engine, telling the live line about cells."
@@ -188,6 +191,7 @@ def run_stage(run: Run, stage: str, live: Live) -> None:
             live.cell(cells, cells)
 
     papermill_engines.register("ftnb", LiveEngine)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # names were checked; it can't read Literal
     started = time.monotonic()
     output = run.notebook(stage)
     try:
@@ -195,7 +199,7 @@ def run_stage(run: Run, stage: str, live: Live) -> None:
             papermill.execute_notebook(
                 run.site.stages/f"{stage}.ipynb", output, parameters=run.plan.stated[stage], engine_name="ftnb",
                 kernel_name="python3", progress_bar=False, cwd=run.site.stages, shutdown_kernel="immediate",
-                log_output=False)
+                log_output=False, config=Config(KernelManager={"transport": "ipc"}))
     except PapermillExecutionError as e: raise failure(run, stage, e.cell_index, e.ename, str(e.evalue)) from e
     except (RuntimeError, OSError, ValueError) as e:
         raise failure(run, stage, None, type(e).__name__, str(e)) from e

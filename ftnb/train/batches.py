@@ -62,7 +62,7 @@ class EpochBatches:
 
     def __init__(
         self,
-        lengths: Sequence[int],  # tokens of each row
+        lengths: Sequence[int] | np.ndarray,  # tokens of each row
         batch_size: int,         # rows a batch, ≥ 1
         seed: int,               # any number from 0 to 2**32 - 1
         window: int = 8,         # batches that are sorted together; 1: no sorting
@@ -97,7 +97,7 @@ class Encoded:
     def __init__(
         self,
         texts: Sequence[str],
-        labels: Sequence[int] | None,  # indices, one a text; None when only predicting
+        labels: Sequence[int] | np.ndarray | None,  # indices, one a text; None when only predicting
         tokenizer: Any,                # of the base model
         max_tokens: int,               # longer texts are cut off there
     ):

@@ -238,9 +238,9 @@ def make_trainer(
         "The Trainer with our batches; length-sorted ones for validation."
         def get_train_dataloader(self):
             batches = EpochBatches(train.lengths, recipe.batch_size, recipe.seed)
-            loader = torch.utils.data.DataLoader(
-                train, batch_sampler=batches, collate_fn=self.data_collator
-            )
+            loader: Any = torch.utils.data.DataLoader(
+                train,  # type: ignore[arg-type]
+                batch_sampler=batches, collate_fn=self.data_collator)
             return self.accelerator.prepare(loader)
 
         def _get_eval_sampler(self, rows):
