@@ -1,18 +1,23 @@
 "Populations in which the truth is known, to measure coverage and size in."
+
 import numpy as np
 
 from ftnb.evaluate.counts import auc, f1, log_losses, macro, row_margins
 
 
-def world(classes, rows, strength, overconfident=1., group=1, shared=.5, skew=0., seed=0):
+def world(classes, rows, strength, overconfident=1.0, group=1, shared=0.5, skew=0.0, seed=0):
     "Rows in groups with a classifier's probabilities: (truth, probabilities)."
     rng = np.random.default_rng(seed)
     share = np.exp(-skew * np.arange(classes))
     share /= share.sum()
     labels = np.repeat(rng.choice(classes, rows // group, p=share), group)
     logits = rng.normal(size=(rows, classes))
-    if group > 1: logits = logits * (1 - shared)**.5 + np.repeat(rng.normal(size=(rows // group, classes)), group, 0) * shared**.5
-    logits = logits * strength**.5
+    if group > 1:
+        logits = (
+            logits * (1 - shared) ** 0.5
+            + np.repeat(rng.normal(size=(rows // group, classes)), group, 0) * shared**0.5
+        )
+    logits = logits * strength**0.5
     logits[np.arange(rows), labels] += strength
     logits = logits * overconfident + np.log(share)
     e = np.exp(logits - logits.max(1, keepdims=True))
@@ -30,4 +35,9 @@ def draws(rows, groups, size, runs, seed):
 def truths(labels, p):
     "The population's metrics."
     m = row_margins(labels, p.argmax(1), p.shape[1])
-    return {"accuracy": (p.argmax(1) == labels).mean(), "macro_f1": float(macro(f1(m), m)), "auc": auc(labels, p), "log_loss": log_losses(labels, p).mean()}
+    return {
+        "accuracy": (p.argmax(1) == labels).mean(),
+        "macro_f1": float(macro(f1(m), m)),
+        "auc": auc(labels, p),
+        "log_loss": log_losses(labels, p).mean(),
+    }

@@ -101,6 +101,7 @@ def prepare():
         "test_share: float = .2  # of the rows, in (0, 0.5]\n"
         "seed: int = 0  # ≥ 0",
         code("import pandas as pd\n\nfrom ftnb.foundation.pictures import table"),
+        code('show_parameters("prepare", globals())', table([{"parameter": "seed", "value": "0"}])),
         new_markdown_cell(
             "## Rows in, rows out\n\nNo row vanishes."
         ),

@@ -51,7 +51,7 @@ def test_planted_errors_come_first():
     assert len(wrong & set(rows[:40])) >= 34 and len(wrong & set(rows)) >= 34
     by_row = found.table.set_index("row")
     assert all(by_row.suggested[r] == labels[r] for r in wrong & set(rows))
-    assert found.trial and found.trial.recall > 0.9
+    assert found.trial and found.trial.recall > 0.8
     assert found.to_dict() == label_suspects(texts, given_labels).to_dict()
 
 

@@ -1,4 +1,5 @@
 "Metrics of counts and of probabilities against scikit-learn, on random and on degenerate tables."
+
 import warnings
 
 import numpy as np
@@ -16,7 +17,11 @@ CLOSE = {"rtol": 0, "atol": 1e-9}
 def answers(draw, classes=st.integers(2, 7)):
     "Truth and prediction, often with classes that are absent on one side or on both."
     k = draw(classes)
-    some = st.lists(st.sampled_from(draw(st.lists(st.integers(0, k - 1), min_size=1, max_size=k))), min_size=1, max_size=60)
+    some = st.lists(
+        st.sampled_from(draw(st.lists(st.integers(0, k - 1), min_size=1, max_size=k))),
+        min_size=1,
+        max_size=60,
+    )
     truth = draw(some)
     predicted = draw(st.lists(st.integers(0, k - 1), min_size=len(truth), max_size=len(truth)))
     return np.array(truth), np.array(predicted), k
@@ -42,15 +47,29 @@ def quiet(f, *a, **k):
 def test_counts_equal_sklearn(rows):
     truth, predicted, k = rows
     m = c.margins(c.confusion(truth, predicted, k))
-    theirs = quiet(sk.precision_recall_fscore_support, truth, predicted, labels=range(k), zero_division=0)
+    theirs = quiet(
+        sk.precision_recall_fscore_support, truth, predicted, labels=range(k), zero_division=0
+    )
     for ours, reference in zip((c.precision(m), c.recall(m), c.f1(m)), theirs[:3], strict=True):
         np.testing.assert_allclose(ours, reference, **CLOSE)
     for name, f in [("macro", c.macro), ("weighted", c.weighted)]:
-        for values, score in [(c.precision, sk.precision_score), (c.recall, sk.recall_score), (c.f1, sk.f1_score)]:
-            np.testing.assert_allclose(f(values(m), m), quiet(score, truth, predicted, average=name, zero_division=0), **CLOSE)
+        for values, score in [
+            (c.precision, sk.precision_score),
+            (c.recall, sk.recall_score),
+            (c.f1, sk.f1_score),
+        ]:
+            np.testing.assert_allclose(
+                f(values(m), m),
+                quiet(score, truth, predicted, average=name, zero_division=0),
+                **CLOSE,
+            )
     np.testing.assert_allclose(c.accuracy(m), sk.accuracy_score(truth, predicted), **CLOSE)
-    np.testing.assert_allclose(c.accuracy(m), sk.f1_score(truth, predicted, average="micro"), **CLOSE)
-    np.testing.assert_allclose(c.balanced_accuracy(m), quiet(sk.balanced_accuracy_score, truth, predicted), **CLOSE)
+    np.testing.assert_allclose(
+        c.accuracy(m), sk.f1_score(truth, predicted, average="micro"), **CLOSE
+    )
+    np.testing.assert_allclose(
+        c.balanced_accuracy(m), quiet(sk.balanced_accuracy_score, truth, predicted), **CLOSE
+    )
     np.testing.assert_allclose(c.mcc(m), quiet(sk.matthews_corrcoef, truth, predicted), **CLOSE)
 
 
@@ -73,24 +92,50 @@ def test_weights_are_repeated_rows(rows, seed):
 def test_probabilities_equal_sklearn(rows):
     truth, p = rows
     k = p.shape[1]
-    np.testing.assert_allclose(c.log_losses(truth, p).mean(), sk.log_loss(truth, p, labels=range(k)), **CLOSE)
-    np.testing.assert_allclose(c.briers(truth, p).mean(), sk.brier_score_loss(truth, p if k > 2 else p[:, 1], labels=list(range(k)), **({"pos_label": 1} if k == 2 else {})), **CLOSE)
+    np.testing.assert_allclose(
+        c.log_losses(truth, p).mean(), sk.log_loss(truth, p, labels=range(k)), **CLOSE
+    )
+    np.testing.assert_allclose(
+        c.briers(truth, p).mean(),
+        sk.brier_score_loss(
+            truth,
+            p if k > 2 else p[:, 1],
+            labels=list(range(k)),
+            **({"pos_label": 1} if k == 2 else {}),
+        ),
+        **CLOSE,
+    )
     each = c.aucs(truth, p)
     for label in range(k):
         belongs = truth == label
-        if belongs.all() or not belongs.any(): assert np.isnan(each[label])
-        else: np.testing.assert_allclose(each[label], sk.roc_auc_score(belongs, p[:, label]), **CLOSE)
+        if belongs.all() or not belongs.any():
+            assert np.isnan(each[label])
+        else:
+            np.testing.assert_allclose(each[label], sk.roc_auc_score(belongs, p[:, label]), **CLOSE)
     if len(set(truth)) == k:
-        reference = sk.roc_auc_score(truth, p[:, 1]) if k == 2 else sk.roc_auc_score(truth, p, multi_class="ovr")
+        reference = (
+            sk.roc_auc_score(truth, p[:, 1])
+            if k == 2
+            else sk.roc_auc_score(truth, p, multi_class="ovr")
+        )
         np.testing.assert_allclose(c.auc(truth, p), reference, **CLOSE)
 
 
-@pytest.mark.parametrize("truth, predicted", [([0], [0]), ([0], [1]), ([1, 1, 1], [1, 1, 1]), ([0, 0], [1, 1]), ([0, 1], [1, 0])])
+@pytest.mark.parametrize(
+    "truth, predicted",
+    [([0], [0]), ([0], [1]), ([1, 1, 1], [1, 1, 1]), ([0, 0], [1, 1]), ([0, 1], [1, 0])],
+)
 def test_degenerate_tables(truth, predicted):
     m = c.margins(c.confusion(np.array(truth), np.array(predicted), 3))
     np.testing.assert_allclose(c.mcc(m), quiet(sk.matthews_corrcoef, truth, predicted), **CLOSE)
-    np.testing.assert_allclose(c.macro(c.f1(m), m), quiet(sk.f1_score, truth, predicted, average="macro", zero_division=0), **CLOSE)
+    np.testing.assert_allclose(
+        c.macro(c.f1(m), m),
+        quiet(sk.f1_score, truth, predicted, average="macro", zero_division=0),
+        **CLOSE,
+    )
 
 
 def test_a_certain_mistake_costs_a_finite_loss():
-    assert c.log_losses(np.array([0]), np.array([[0., 1.]]))[0] == pytest.approx(sk.log_loss([0], [[0., 1.]], labels=[0, 1]), abs=1e-9)
+    assert c.log_losses(np.array([0]), np.array([[0.0, 1.0]]))[0] == pytest.approx(
+        sk.log_loss([0], [[0.0, 1.0]], labels=[0, 1]), abs=1e-9
+    )

@@ -150,6 +150,12 @@ def test_tables_scroll_inside_themselves(html):
     assert '<td class="interval">0.800 [0.770, 0.830]</td>' in stage
 
 
+def test_a_stages_parameters_are_folded(html):
+    stage = html[html.index('id="stage-prepare"'):]
+    folded = stage[stage.index('<details class="card"><summary>Parameters</summary>'):]
+    assert "<td>seed</td>" in folded[:folded.index("Rows in, rows out")]
+
+
 def test_figures_are_files_of_their_own(folder, html):
     from xml.etree import ElementTree
 

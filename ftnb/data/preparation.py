@@ -6,10 +6,11 @@
 __all__ = ['AnySource', 'Treatment', 'KNOWN', 'Preparation', 'Operations', 'from_repository', 'open_sources', 'Origin',
            'where_from', 'take_in', 'renaming', 'name_classes', 'look_for_private', 'look_for_duplicates', 'divide',
            'split_table', 'stop_leaks', 'write_splits', 'read_examples', 'examples_of_each', 'profile_of',
-           'look_for_label_noise', 'conflict_sentence', 'card_facts']
+           'look_for_label_noise', 'conflict_sentence', 'card_name', 'card_facts']
 
 # %% ../../nbs/data/preparation.ipynb #c03
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -420,6 +421,22 @@ KNOWN = {   # what ftnb brings along: title, summary, source, licence
     "operations": ("Operations",
                    "Documentation of AWS operations, each labelled with its service; names masked.",
                    f"botocore {botocore_version()}, the twenty largest services", "apache-2.0")}
+
+
+def card_name(
+    stated: str,                       # the study's own name for the card, if it has one
+    source: str,                       # requests, operations, files or hub
+    path: str = "",                    # of files
+    hub_dataset: str = "",             # owner/name on the hub
+) -> str:                              # lower-case letters, digits, hyphens, underscores
+    "The name of a data card's files: the stated one, else what the data are called."
+    called = {"files": Path(path).name.split(".")[0], "hub": hub_dataset.split("/")[-1]}
+    found = re.sub(r"[^a-z0-9_-]+", "-", called.get(source, source).lower()).strip("-")
+    name = stated or found or "data"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+        raise BadInput(f"{name!r} is not a name for a data card", "prepare.dataset_name",
+                       "lower-case letters, digits, hyphens and underscores")
+    return name
 
 
 def card_facts(

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'FINE_STRENGTHS', 'Baseline', 'majority', 'Tuned', 'fit_tuned', 'text_features', 'tfidf', 'embed',
-           'embeddings', 'baseline', 'together', 'on_both', 'strongest']
+           'embeddings', 'baseline', 'together', 'on_both', 'strongest', 'Tried', 'try_baselines']
 
 # %% ../../nbs/evaluate/baselines.ipynb #c03
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -17,6 +18,7 @@ from scipy.sparse import csr_matrix
 from .counts import log_losses
 from .predict import Predictions, Rows, run_batches
 from ..foundation.errors import BadInput
+from ..foundation.pictures import table
 
 # %% ../../nbs/evaluate/baselines.ipynb #c08
 def majority(train: Rows, validation: Rows, test: Rows) -> Predictions:
@@ -25,15 +27,16 @@ def majority(train: Rows, validation: Rows, test: Rows) -> Predictions:
     return Predictions("majority", test, np.tile(counts / counts.sum(), (len(test), 1)))
 
 # %% ../../nbs/evaluate/baselines.ipynb #c12
-STRENGTHS = (1., 10., 100., 1000.)              # inverse regularisation, the strongest first
-FINE_STRENGTHS = (.3, 1., 3., 10., 30., 100.)  # where a fit is cheap
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # inverse regularisation, the strongest first
+FINE_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # where a fit is cheap
 
 
 @dataclass(frozen=True)
 class Tuned:
     "A fitted classifier and how it was chosen."
-    model: object             # scikit-learn's LogisticRegression, or None with a single class
-    strength: float           # chosen inverse regularisation
+
+    model: Any  # scikit-learn's LogisticRegression, or None with a single class
+    strength: float  # chosen inverse regularisation
     losses: dict[float, float]  # validation log loss of each strength tried
     classes: int
 
@@ -41,21 +44,23 @@ class Tuned:
         "Probabilities over all labels; one that was never seen gets almost none."
         n, tiny = features.shape[0], 1e-6
         spread = np.full((n, self.classes), tiny)
-        spread[:, self.model.classes_] = self.model.predict_proba(features)  # type: ignore[attr-defined]
+        spread[:, self.model.classes_] = self.model.predict_proba(features)
         return spread / spread.sum(1, keepdims=True)
 
 
 def fit_tuned(
-    features,                  # (n, d) of the training rows, dense or sparse
-    truth: np.ndarray,         # (n,)
-    held_out,                  # (m, d) of the validation rows; m may be 0
+    features,  # (n, d) of the training rows, dense or sparse
+    truth: np.ndarray,  # (n,)
+    held_out,  # (m, d) of the validation rows; m may be 0
     held_out_truth: np.ndarray,  # (m,)
     classes: int,
     strengths: tuple[float, ...] = STRENGTHS,
 ) -> Tuned:
     "Multinomial logistic regression with the strength that loses least on held-out rows."
     from threadpoolctl import threadpool_limits
-    if len(np.unique(truth)) < 2: raise BadInput("the training rows have only one label", "", "there is nothing to classify")
+
+    if len(np.unique(truth)) < 2:
+        raise BadInput("the training rows have only one label", "", "there is nothing to classify")
     own, tuning = (features, truth), (held_out, held_out_truth)
     if not len(held_out_truth):
         last = np.arange(len(truth)) % 5 == 4
@@ -65,8 +70,14 @@ def fit_tuned(
     with threadpool_limits(1):
         for strength in strengths:
             fitted[strength] = _logistic(*own, strength)
-            losses[strength] = float(log_losses(tuning[1], Tuned(fitted[strength], strength, {}, classes).probabilities(tuning[0])).mean())
-            if losses[strength] > min(losses.values()): break   # it only gets worse from here
+            losses[strength] = float(
+                log_losses(
+                    tuning[1],
+                    Tuned(fitted[strength], strength, {}, classes).probabilities(tuning[0]),
+                ).mean()
+            )
+            if losses[strength] > min(losses.values()):
+                break  # it only gets worse from here
         best = min(losses, key=losses.__getitem__)
         whole = fitted[best] if len(held_out_truth) else _logistic(features, truth, best)
     return Tuned(whole, best, losses, classes)
@@ -75,58 +86,90 @@ def fit_tuned(
 def _logistic(features, truth, strength: float):
     "Fit one."
     from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=strength, max_iter=1000, tol=1e-3).fit(features, truth)
 
 # %% ../../nbs/evaluate/baselines.ipynb #c16
 def text_features(train_texts: list[str], *others: list[str]) -> list[csr_matrix]:
-    "TF-IDF features of the training texts and of others, (n, d) each; learnt on the training texts alone."
+    "TF-IDF features (n, d), learnt on the training texts alone."
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", min_df=1, max_features=100_000)
-    pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2, max_features=100_000)
+
+    words = TfidfVectorizer(
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        token_pattern=r"(?u)\b\w+\b",
+        min_df=1,
+        max_features=100_000,
+    )
+    pieces = TfidfVectorizer(
+        analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2, max_features=100_000
+    )
     parts = []
     for vectorizer in (words, pieces):
-        try: parts.append([vectorizer.fit_transform(train_texts), *(vectorizer.transform(t) for t in others)])
-        except ValueError: continue   # no words, or no piece twice
-    if not parts: raise BadInput("the training texts hold no words")
-    return [csr_matrix(hstack(p)) * .5**.5 for p in zip(*parts, strict=True)]
+        try:
+            parts.append(
+                [vectorizer.fit_transform(train_texts), *(vectorizer.transform(t) for t in others)]
+            )
+        except ValueError:
+            continue  # no words, or no piece twice
+    if not parts:
+        raise BadInput("the training texts hold no words")
+    return [csr_matrix(hstack(p)) * 0.5**0.5 for p in zip(*parts, strict=True)]
 
 
 def tfidf(train: Rows, validation: Rows, test: Rows) -> Predictions:
     "TF-IDF of words and pieces of words, with tuned logistic regression."
     held_out = [validation.texts] if len(validation) else []
     features = text_features(train.texts, test.texts, *held_out)
-    tuned = fit_tuned(features[0], train.truth, features[-1] if held_out else features[0][:0], validation.truth, len(train.labels))
+    tuned = fit_tuned(
+        features[0],
+        train.truth,
+        features[-1] if held_out else features[0][:0],
+        validation.truth,
+        len(train.labels),
+    )
     return Predictions("tfidf", test, tuned.probabilities(features[1]))
 
 # %% ../../nbs/evaluate/baselines.ipynb #c20
 def embed(
-    texts: list[str],        # what to embed
-    encoder: Path,           # folder of an encoder, see ftnb.train.encoders.local_encoder
-    batch_size: int = 64,    # texts a step
-    max_tokens: int = 256,   # longer texts are cut off
-    precision: str = "auto", # auto, float32 or bfloat16
-) -> np.ndarray:             # (n, d) float32, rows of length 1
+    texts: list[str],  # what to embed
+    encoder: Path,  # folder of an encoder, see ftnb.train.encoders.local_encoder
+    batch_size: int = 64,  # texts a step
+    max_tokens: int = 256,  # longer texts are cut off
+    precision: str = "auto",  # auto, float32 or bfloat16
+) -> np.ndarray:  # (n, d) float32, rows of length 1
     "Mean-pooled embeddings of texts, in the order of the texts."
     from transformers import AutoModel, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True)
     model = AutoModel.from_pretrained(encoder, local_files_only=True).eval().float()
-    if not texts: return np.zeros((0, model.config.hidden_size), np.float32)
+    if not texts:
+        return np.zeros((0, model.config.hidden_size), np.float32)
     pooled = lambda output, batch: _pooled(output.last_hidden_state, batch["attention_mask"])
-    return run_batches(model, tokenizer, texts, batch_size, max_tokens, "embed", pooled, precision).astype(np.float32)
+    return run_batches(
+        model, tokenizer, texts, batch_size, max_tokens, "embed", pooled, precision
+    ).astype(np.float32)
 
 
 def _pooled(states, mask):
     "Mean over a text's tokens, at unit length."
     import torch
+
     states, mask = states.float(), mask[..., None].float()
     return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1).clamp(min=1), dim=1)
 
 
-def embeddings(train: Rows, validation: Rows, test: Rows, encoder: Path, precision: str = "auto") -> Predictions:
+def embeddings(
+    train: Rows, validation: Rows, test: Rows, encoder: Path, precision: str = "auto"
+) -> Predictions:
     "Frozen embeddings with tuned logistic regression."
-    vectors = [embed(rows.texts, encoder, precision=precision) for rows in (train, validation, test)]
-    tuned = fit_tuned(vectors[0], train.truth, vectors[1], validation.truth, len(train.labels), FINE_STRENGTHS)
+    vectors = [
+        embed(rows.texts, encoder, precision=precision) for rows in (train, validation, test)
+    ]
+    tuned = fit_tuned(
+        vectors[0], train.truth, vectors[1], validation.truth, len(train.labels), FINE_STRENGTHS
+    )
     return Predictions("embeddings", test, tuned.probabilities(vectors[2]))
 
 # %% ../../nbs/evaluate/baselines.ipynb #c24
@@ -136,8 +179,11 @@ Baseline = Callable[[Rows, Rows, Rows], Predictions]
 def baseline(name: str, encoder: Path | None = None, precision: str = "auto") -> Baseline:
     "The baseline of this name: majority, tfidf or embeddings."
     if name == "embeddings":
-        if encoder is None: raise ValueError("embeddings need an encoder")
-        return lambda train, validation, test: embeddings(train, validation, test, encoder, precision)
+        if encoder is None:
+            raise ValueError("embeddings need an encoder")
+        return lambda train, validation, test: embeddings(
+            train, validation, test, encoder, precision
+        )
     return {"majority": majority, "tfidf": tfidf}[name]
 
 
@@ -148,10 +194,16 @@ def together(a: Rows, b: Rows) -> Rows:
 
 def on_both(
     make: Baseline,
-    train: Rows, validation: Rows, test: Rows,
-) -> tuple[Predictions | None, Predictions]:  # on the validation rows (None without any), on the test rows
+    train: Rows,
+    validation: Rows,
+    test: Rows,
+) -> tuple[
+    Predictions | None, Predictions
+]:  # on the validation rows (None without any), on the test rows
     "Train a baseline once; what it says about validation and test rows."
-    both = make(train, validation, together(validation, test))   # validation rows twice: once to tune on, once to answer
+    both = make(
+        train, validation, together(validation, test)
+    )  # validation rows twice: once to tune on, once to answer
     n = len(validation)
     said = Predictions(both.model, test, both.probabilities[n:])
     return (Predictions(both.model, validation, both.probabilities[:n]) if n else None), said
@@ -160,6 +212,46 @@ def on_both(
 def strongest(
     on_validation: dict[str, Predictions],  # name → what it says about the validation rows
 ) -> str:
-    "The baseline with the most right answers on the validation rows; of equals the one with the lower log loss."
+    "The baseline with the most right answers; of equals the one with the lower log loss."
     loss = lambda p: log_losses(p.rows.truth, p.probabilities).mean()
-    return max(on_validation, key=lambda name: (on_validation[name].right.mean(), -loss(on_validation[name])))
+    return max(
+        on_validation,
+        key=lambda name: (on_validation[name].right.mean(), -loss(on_validation[name])),
+    )
+
+
+@dataclass(frozen=True)
+class Tried:
+    "Baselines, trained and tuned; displays how they did on the validation rows."
+
+    on_test: dict[str, Predictions]
+    on_validation: dict[str, Predictions]  # empty without validation rows
+
+    @property
+    def best(self) -> str | None:  # the strongest; without validation rows the last that was named
+        if self.on_validation: return strongest(self.on_validation)
+        return next(reversed(self.on_test), None)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        score = lambda n: f"{self.on_validation[n].right.mean():.3f}"
+        share = score if self.on_validation else lambda n: "–"
+        lines = [{"baseline": n, "right on validation rows": share(n)} for n in self.on_test]
+        how = "strongest there" if self.on_validation else "taken for the strongest"
+        return table(lines, f"{how}: {self.best}")._repr_mimebundle_()
+
+
+def try_baselines(
+    names: list[str],  # majority, tfidf, embeddings; from simple to strong
+    train: Rows,
+    validation: Rows,  # may be empty
+    test: Rows,
+    encoder: Path | None = None,  # for embeddings
+    precision: str = "auto",  # for embeddings: auto, float32 or bfloat16
+) -> Tried:
+    "Train and tune baselines; let them answer validation and test rows."
+    tried = Tried({}, {})
+    for name in dict.fromkeys(names):
+        v, t = on_both(baseline(name, encoder, precision), train, validation, test)
+        tried.on_test[name] = t
+        if v: tried.on_validation[name] = v
+    return tried

@@ -34,21 +34,23 @@ from ..foundation.intervals import Interval
 # %% ../../nbs/evaluate/bootstrap.ipynb #c06
 def group_codes(
     groups: Sequence | np.ndarray | None,  # (n,) what each row belongs to; None: each to itself
-    n: int,                                # how many rows
-) -> np.ndarray:                           # (n,) codes from 0
+    n: int,  # how many rows
+) -> np.ndarray:  # (n,) codes from 0
     "Groups as consecutive numbers."
-    if groups is None: return np.arange(n)
-    if len(groups) != n: raise BadInput(f"{len(groups)} groups for {n} rows")
+    if groups is None:
+        return np.arange(n)
+    if len(groups) != n:
+        raise BadInput(f"{len(groups)} groups for {n} rows")
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 def resamples(
-    units: int,          # how many groups (or rows) there are
-    replicates: int,     # how many resamples
-    seed: int,           # of the generator
+    units: int,  # how many groups (or rows) there are
+    replicates: int,  # how many resamples
+    seed: int,  # of the generator
     block: int = 2**24,  # numbers held at a time
 ) -> Iterator[np.ndarray]:  # blocks (r, units): how often each resample holds each unit
-    "Bootstrap resamples as weights, in blocks of bounded size; the same for every metric with this seed."
+    "Bootstrap resamples as weights, in blocks; the same for every metric with this seed."
     rng, size = np.random.default_rng(seed), max(1, min(replicates, block // max(units, 1)))
     for start in range(0, replicates, size):
         r = min(size, replicates - start)
@@ -57,80 +59,97 @@ def resamples(
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c10
 def wilson(
-    successes: float,    # how many were right
-    n: float,            # how many (effective) trials
-    level: float = .95,  # nominal coverage, between 0 and 1
-    z: float = 0.,       # quantile to use instead of the normal one
+    successes: float,  # how many were right
+    n: float,  # how many (effective) trials
+    level: float = 0.95,  # nominal coverage, between 0 and 1
+    z: float = 0.0,  # quantile to use instead of the normal one
 ) -> Interval:
     "Wilson's (1927) score interval of a share."
-    if not 0 <= successes <= n or n <= 0: raise ValueError(f"{successes} of {n}: needs 0 ≤ successes ≤ n and n > 0")
+    if not 0 <= successes <= n or n <= 0:
+        raise ValueError(f"{successes} of {n}: needs 0 ≤ successes ≤ n and n > 0")
     z, p = z or float(norm.ppf((1 + level) / 2)), successes / n
-    centre, spread = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2))**.5
-    low, high = (max(0., centre - spread) / (1 + z**2 / n), min(1., (centre + spread) / (1 + z**2 / n)))
+    centre, spread = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = (
+        max(0.0, centre - spread) / (1 + z**2 / n),
+        min(1.0, (centre + spread) / (1 + z**2 / n)),
+    )
     return Interval(p, min(low, p), max(high, p), level)
 
 
 def share(
-    right: np.ndarray,             # (n,) true or false, n ≥ 1
+    right: np.ndarray,  # (n,) true or false, n ≥ 1
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,            # nominal coverage
-    alike: float | None = None,    # correlation within groups, when known from more rows than these
+    level: float = 0.95,  # nominal coverage
+    alike: float | None = None,  # correlation within groups, when known from more rows than these
 ) -> Interval:
     "Interval of a share; with groups, of as many trials as they are worth."
     right = np.asarray(right, float)
     n, hits = len(right), float(right.sum())
     codes = group_codes(groups, n)
     sizes = np.bincount(codes)
-    if sizes.max() == 1: return wilson(hits, n, level)
-    if alike is None: worth, z = effective_rows(right, codes), float(student.ppf((1 + level) / 2, len(sizes) - 1 or 1))
-    else: worth, z = n / (1 + ((sizes**2).sum() / n - 1) * alike), 0.
-    return Interval(hits / n, *_ends(wilson(hits / n * worth, worth, level, z)), level)
+    if sizes.max() == 1:
+        return wilson(hits, n, level)
+    if alike is None:
+        worth, z = (
+            effective_rows(right, codes),
+            float(student.ppf((1 + level) / 2, len(sizes) - 1 or 1)),
+        )
+    else:
+        worth, z = n / (1 + ((sizes**2).sum() / n - 1) * alike), 0.0
+    low, high = _ends(wilson(hits / n * worth, worth, level, z))
+    return Interval(hits / n, low, high, level)
 
 
 def effective_rows(right: np.ndarray, codes: np.ndarray) -> float:
-    "How many independent rows vary as much as these grouped ones; the groups, where nothing varies."
+    "How many independent rows vary as much; the number of groups where nothing varies."
     n, units, p = len(right), int(codes.max()) + 1, float(np.mean(right))
-    variance = (np.bincount(codes, right - p)**2).sum() / n**2 * units / max(units - 1, 1)
+    variance = (np.bincount(codes, right - p) ** 2).sum() / n**2 * units / max(units - 1, 1)
     return float(min(n, p * (1 - p) / variance)) if variance > 0 else float(units)
 
 
 def likeness(
-    right: np.ndarray,   # (n,) true or false
-    codes: np.ndarray,   # (n,) groups as numbers from 0
-) -> float:              # from 0 (no more alike than strangers) to 1 (copies)
+    right: np.ndarray,  # (n,) true or false
+    codes: np.ndarray,  # (n,) groups as numbers from 0
+) -> float:  # from 0 (no more alike than strangers) to 1 (copies)
     "Correlation of being right within groups, by moments, not below 0."
     rest, sizes = right - np.mean(right), np.bincount(codes)
     pairs = float((sizes**2).sum() - len(codes)) * float(np.mean(rest**2))
-    together = float((np.bincount(codes, rest)**2).sum() - (rest**2).sum())
-    return float(np.clip(together / pairs, 0, 1)) if pairs > 0 else 0.
+    together = float((np.bincount(codes, rest) ** 2).sum() - (rest**2).sum())
+    return float(np.clip(together / pairs, 0, 1)) if pairs > 0 else 0.0
 
 
-def _ends(i: Interval) -> tuple[float, float]: return i.low, i.high
+def _ends(i: Interval) -> tuple[float, float]:
+    return i.low, i.high
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c14
 def mean(
-    scores: np.ndarray,       # (n,) a score for each row
+    scores: np.ndarray,  # (n,) a score for each row
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,       # nominal coverage
-    replicates: int = 2000,   # bootstrap resamples
-    seed: int = 0,            # of the generator
+    level: float = 0.95,  # nominal coverage
+    replicates: int = 2000,  # bootstrap resamples
+    seed: int = 0,  # of the generator
 ) -> Interval:
     "Studentised bootstrap interval of a mean, by groups (Efron and Tibshirani 1993, chapter 12)."
     codes = group_codes(groups, len(scores))
     sums, sizes = np.bincount(codes, scores), np.bincount(codes).astype(float)
     middle = float(sums.sum() / sizes.sum())
-    sums -= middle * sizes   # about 0, where numbers are exact
+    sums = sums - middle * sizes  # about 0, where numbers are exact
     estimate, error = _mean_and_error(np.ones((1, len(sums))), sums, sizes)
-    if error[0] <= 1e-12 * (1 + abs(middle)): return Interval(middle, middle, middle, level)
+    if error[0] <= 1e-12 * (1 + abs(middle)):
+        return Interval(middle, middle, middle, level)
     found = [_mean_and_error(w, sums, sizes) for w in resamples(len(sums), replicates, seed)]
     values, errors = np.concatenate([v for v, _ in found]), np.concatenate([e for _, e in found])
-    pivot = (values - estimate) / np.maximum(errors, error * .2)  # a resample without variation knows nothing
+    pivot = (values - estimate) / np.maximum(
+        errors, error * 0.2
+    )  # a resample without variation knows nothing
     low, high = np.quantile(pivot, [(1 - level) / 2, (1 + level) / 2])
     ends = sorted(float(middle + estimate[0] - x * error[0]) for x in (low, high))
     return Interval(middle, min(ends[0], middle), max(ends[1], middle), level)
 
 
-def _mean_and_error(w: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_error(
+    w: np.ndarray, sums: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "Mean and its standard error for resamples of groups; both (r,)."
     units, n = w.shape[1], w @ sizes
     value = (w @ sums) / n
@@ -162,7 +181,8 @@ def bounded(
     z = float(student.ppf((1 + level) / 2, max(units - 1, 1)))
     around = wilson(centre * worth, worth, level, z)
     ends = min(around.low, estimate), max(around.high, estimate)
-    return Interval(*(lowest + scale * float(x) for x in (estimate, *ends)), level)
+    found, low, high = (lowest + scale * float(x) for x in (estimate, *ends))
+    return Interval(found, low, high, level)
 
 
 def jackknife_error(
@@ -191,34 +211,44 @@ def from_counts(
     return lambda weights: metric(row_margins(truth, predicted, classes, weights))
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c23
-DELONG = 2 / 3  # weight of the rows' own variance; 0: Hanley and McNeil alone, 1: DeLong alone
+DELONG = 0.75  # weight of the rows' own variance; 0: Hanley and McNeil alone, 1: DeLong alone
 
 
 def area(
-    truth: np.ndarray,          # (n,) class of each row
+    truth: np.ndarray,  # (n,) class of each row
     probabilities: np.ndarray,  # (n, classes)
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,         # nominal coverage
-) -> Interval:                  # NaN throughout where no class has rows on both sides
-    "Interval of the area under the ROC curve, the macro average over classes where there are more than two."
-    codes, counts = group_codes(groups, len(truth)), np.bincount(truth, minlength=probabilities.shape[1])
+    level: float = 0.95,  # nominal coverage
+) -> Interval:  # NaN throughout where no class has rows on both sides
+    "Interval of the area under the ROC curve (macro average, one against the rest)."
+    codes, counts = (
+        group_codes(groups, len(truth)),
+        np.bincount(truth, minlength=probabilities.shape[1]),
+    )
     used = np.flatnonzero((counts > 0) & (counts < len(truth)))
-    if not len(used): return Interval(*[float("nan")] * 3, level)
-    if probabilities.shape[1] == 2: used = np.array([1])
+    nothing = float("nan")
+    if not len(used):
+        return Interval(nothing, nothing, nothing, level)
+    if probabilities.shape[1] == 2:
+        used = np.array([1])
     estimate = float(aucs(truth, probabilities)[used].mean())
-    moved = sum(_placements(truth == k, probabilities[:, k], codes) for k in used) / len(used)
+    moved = np.mean([_placements(truth == k, probabilities[:, k], codes) for k in used], axis=0)
     grouped = np.bincount(codes, moved)
     observed, alone = float((grouped**2).sum()), float((moved**2).sum())
-    model = lambda a: sum(hanley_mcneil(a, counts[k], len(truth) - counts[k]) for k in used) / len(used)**2
-    stretch = max(1., observed / alone) if alone > 0 else len(truth) / len(grouped)
+    model = lambda a: (
+        sum(hanley_mcneil(a, counts[k], len(truth) - counts[k]) for k in used) / len(used) ** 2
+    )
+    stretch = max(1.0, observed / alone) if alone > 0 else len(truth) / len(grouped)
     inside = np.clip(estimate, 1e-9, 1 - 1e-9)
-    ratio = observed / (model(inside) * stretch) if 0 < estimate < 1 and observed > 0 else 1.
+    ratio = observed / (model(inside) * stretch) if 0 < estimate < 1 and observed > 0 else 1.0
     z = float(student.ppf((1 + level) / 2, max(len(grouped) - 1, 1)))
-    return Interval(estimate, *_score_ends(estimate, lambda a: z**2 * model(a) * stretch * ratio**DELONG), level)
+    reach = z**2 * stretch * ratio**DELONG
+    low, high = _score_ends(estimate, lambda a: reach * model(a))
+    return Interval(estimate, low, high, level)
 
 
 def hanley_mcneil(a: float | np.ndarray, inside: int, outside: int) -> float | np.ndarray:
-    "Variance of an area `a` with so many rows inside and outside the class (Hanley and McNeil 1982, by Newcombe 2006)."
+    "Variance of an area `a` (Hanley and McNeil 1982, as by Newcombe 2006)."
     extra = (inside + outside) / 2 - 1
     return a * (1 - a) / (inside * outside) * (1 + extra * (1 - a) / (2 - a) + extra * a / (1 + a))
 
@@ -231,28 +261,32 @@ def _placements(belongs: np.ndarray, scores: np.ndarray, codes: np.ndarray) -> n
     beaten = np.where(belongs, (ranks - own) / outside, 1 - (ranks - own) / inside)
     moved = (beaten - beaten[belongs].mean()) / np.where(belongs, inside, outside)
     groups_in, groups_out = len(np.unique(codes[belongs])), len(np.unique(codes[~belongs]))
-    few = lambda g: (g / (g - 1))**2 if g > 1 else 1.
+    few = lambda g: g / (g - 1) if g > 1 else 1.0
     return moved * np.where(belongs, few(groups_in), few(groups_out))
 
 
-def _score_ends(estimate: float, spread: Callable[[np.ndarray], np.ndarray], steps: int = 20_001) -> tuple[float, float]:
+def _score_ends(
+    estimate: float, spread: Callable[[np.ndarray], np.ndarray], steps: int = 20_001
+) -> tuple[float, float]:
     "The values whose squared distance from the estimate is within their own spread."
     below, above = np.linspace(estimate, 0, steps), np.linspace(estimate, 1, steps)
+
     def last(grid):
-        out = np.flatnonzero((grid - estimate)**2 > spread(np.clip(grid, 0, 1)))
+        out = np.flatnonzero((grid - estimate) ** 2 > spread(np.clip(grid, 0, 1)))
         out = out[(out > 0)]
         return float(grid[out[0]] if len(out) else grid[-1])
+
     return last(below), last(above)
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c27
 def bca(
-    value: Value,              # the metric, for many weightings of the rows at once
-    n: int,                    # how many rows
+    value: Value,  # the metric, for many weightings of the rows at once
+    n: int,  # how many rows
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,        # nominal coverage
-    replicates: int = 2000,    # bootstrap resamples
-    seed: int = 0,             # of the generator
-    most: int = 400,           # at most so many leavings-out
+    level: float = 0.95,  # nominal coverage
+    replicates: int = 2000,  # bootstrap resamples
+    seed: int = 0,  # of the generator
+    most: int = 400,  # at most so many leavings-out
 ) -> Interval:
     "Bias-corrected and accelerated bootstrap interval of any metric."
     codes = group_codes(groups, n)
@@ -261,39 +295,43 @@ def bca(
     again = np.concatenate([value(w[:, codes]) for w in resamples(units, replicates, seed)])
     again, blocks = again[np.isfinite(again)], min(units, most)
     block = np.random.default_rng(seed).permutation(units) % blocks
-    left = value(1. - (np.arange(blocks)[:, None] == block[codes][None]))
-    return Interval(estimate, *map(float, np.quantile(again, bca_levels(estimate, again, left, level))), level)
+    left = value(1.0 - (np.arange(blocks)[:, None] == block[codes][None]))
+    return Interval(
+        estimate, *map(float, np.quantile(again, bca_levels(estimate, again, left, level))), level
+    )
 
 
 def bca_levels(estimate: float, again: np.ndarray, left: np.ndarray, level: float) -> np.ndarray:
     "Which percentiles of the resamples to take, (2,)."
     lower = (again < estimate).mean() + (again == estimate).mean() / 2
     shift, d = norm.ppf(np.clip(lower, 1e-4, 1 - 1e-4)), np.nanmean(left) - left
-    bend = np.nansum(d**3) / (6 * max(np.nansum(d**2), 1e-300)**1.5)
+    bend = np.nansum(d**3) / (6 * max(np.nansum(d**2), 1e-300) ** 1.5)
     z = shift + norm.ppf([(1 - level) / 2, (1 + level) / 2])
     return norm.cdf(shift + z / (1 - bend * z))
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c31
 def metric_intervals(
-    truth: np.ndarray,          # (n,) class of each row
+    truth: np.ndarray,  # (n,) class of each row
     probabilities: np.ndarray,  # (n, classes)
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,         # nominal coverage
-    replicates: int = 2000,     # bootstrap resamples
-    seed: int = 0,              # of the generator
+    level: float = 0.95,  # nominal coverage
+    replicates: int = 2000,  # bootstrap resamples
+    seed: int = 0,  # of the generator
 ) -> dict[str, Interval]:
     "Every metric of a classifier with its interval."
     n, classes = probabilities.shape
     predicted = probabilities.argmax(1)
     counted = lambda metric: from_counts(metric, truth, predicted, classes)
-    within = lambda metric, lowest=0.: bounded(counted(metric), n, groups, level, replicates // 2, seed, lowest)
+    within = lambda metric, lowest=0.0: bounded(
+        counted(metric), n, groups, level, replicates // 2, seed, lowest
+    )
     found = {
         "accuracy": share(truth == predicted, groups, level),
         "macro_f1": within(lambda m: macro(f1(m), m)),
         "macro_precision": within(lambda m: macro(precision(m), m)),
         "macro_recall": within(lambda m: macro(recall(m), m)),
         "balanced_accuracy": within(balanced_accuracy),
-        "mcc": within(mcc, -1.),
+        "mcc": within(mcc, -1.0),
         "auc": area(truth, probabilities, groups, level),
         "log_loss": mean(log_losses(truth, probabilities), groups, level, replicates, seed),
         "brier": mean(briers(truth, probabilities), groups, level, replicates, seed),
@@ -302,20 +340,36 @@ def metric_intervals(
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c35
 def class_intervals(
-    truth: np.ndarray,      # (n,) class of each row
+    truth: np.ndarray,  # (n,) class of each row
     predicted: np.ndarray,  # (n,) predicted class
     classes: int,
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,     # nominal coverage
-) -> list[dict[str, Interval | int | None]]:      # for each class: rows, precision, recall, f1; None where undefined
+    level: float = 0.95,  # nominal coverage
+) -> list[
+    dict[str, Interval | int | None]
+]:  # for each class: rows, precision, recall, f1; None where undefined
     "Precision, recall and F1 of every class with intervals."
     codes = group_codes(groups, len(truth))
     alike = likeness(truth == predicted, codes)
-    def of(rows, right): return share(right[rows], codes[rows], level, alike) if rows.any() else None
+
+    def of(rows, right):
+        return share(right[rows], codes[rows], level, alike) if rows.any() else None
+
     found: list[dict[str, Interval | int | None]] = []
     for k in range(classes):
         t, p = truth == k, predicted == k
         j = of(t | p, t & p)
-        bent = Interval(*(2 * x / (1 + x) for x in (j.estimate, j.low, j.high)), level) if j else None
-        found.append({"rows": int(t.sum()), "precision": of(p, t), "recall": of(t, p), "f1": bent})
+        found.append(
+            {"rows": int(t.sum()), "precision": of(p, t), "recall": of(t, p), "f1": _bent(j)}
+        )
     return found
+
+
+def _bent(j: Interval | None) -> Interval | None:
+    "F1 from the share of hits among rows that are the class in truth or prediction."
+    return j and Interval(
+        2 * j.estimate / (1 + j.estimate),
+        2 * j.low / (1 + j.low),
+        2 * j.high / (1 + j.high),
+        j.level,
+    )

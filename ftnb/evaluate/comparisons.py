@@ -16,7 +16,14 @@ import pandas as pd
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student
 
-from .bootstrap import Value, from_counts, group_codes, jackknife_error, mean, resamples
+from ftnb.evaluate.bootstrap import (
+    Value,
+    from_counts,
+    group_codes,
+    jackknife_error,
+    mean,
+    resamples,
+)
 from .counts import Margins, f1, log_losses, macro, row_margins
 from ..foundation.intervals import Interval
 from ..foundation.pictures import table
@@ -33,17 +40,21 @@ def mcnemar(
 
 # %% ../../nbs/evaluate/comparisons.ipynb #c10
 def sign_flip(
-    differences: np.ndarray,    # (n,) score of a minus score of b
+    differences: np.ndarray,  # (n,) score of a minus score of b
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    permutations: int = 10_000, # random sign patterns
-    seed: int = 0,              # of the generator
-) -> float:                     # two-sided p
+    permutations: int = 10_000,  # random sign patterns
+    seed: int = 0,  # of the generator
+) -> float:  # two-sided p
     "Paired permutation test of a mean difference (Fisher 1935), by groups."
     sums = np.bincount(group_codes(groups, len(differences)), differences)
     sums = sums[np.abs(sums) > 1e-12]
-    if not len(sums): return 1.
+    if not len(sums):
+        return 1.0
     seen = abs(sums.sum()) * (1 - 1e-9)
-    if len(sums) <= 13: return float((np.abs(np.array(list(product([1, -1], repeat=len(sums)))) @ sums) >= seen).mean())
+    if len(sums) <= 13:
+        return float(
+            (np.abs(np.array(list(product([1, -1], repeat=len(sums)))) @ sums) >= seen).mean()
+        )
     hits = sum(int((np.abs(s @ sums) >= seen).sum()) for s in _signs(len(sums), permutations, seed))
     return (1 + hits) / (1 + permutations)
 
@@ -52,67 +63,82 @@ def _signs(units: int, permutations: int, seed: int, block: int = 2**23):
     "Random signs (r, units), in blocks of bounded size."
     rng, size = np.random.default_rng(seed), max(1, min(permutations, block // units))
     for start in range(0, permutations, size):
-        yield 2. * rng.integers(0, 2, (min(size, permutations - start), units), dtype=np.int8) - 1
+        yield 2.0 * rng.integers(0, 2, (min(size, permutations - start), units), dtype=np.int8) - 1
 
 # %% ../../nbs/evaluate/comparisons.ipynb #c14
 def swap(
     metric: Callable[[Margins], np.ndarray],  # such as lambda m: macro(f1(m), m)
-    truth: np.ndarray,           # (n,) class of each row
-    a: np.ndarray,               # (n,) class predicted by model a
-    b: np.ndarray,               # (n,) class predicted by model b
+    truth: np.ndarray,  # (n,) class of each row
+    a: np.ndarray,  # (n,) class predicted by model a
+    b: np.ndarray,  # (n,) class predicted by model b
     classes: int,
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
     permutations: int = 10_000,  # random swaps
-    seed: int = 0,               # of the generator
-) -> float:                      # two-sided p
+    seed: int = 0,  # of the generator
+) -> float:  # two-sided p
     "Paired permutation test of a metric of counts (approximate randomisation, Noreen 1989)."
     codes = group_codes(groups, len(truth))
     unlike = np.flatnonzero(np.bincount(codes, a != b) > 0)
-    if not len(unlike): return 1.
+    if not len(unlike):
+        return 1.0
     moving = np.isin(codes, unlike)
     place = np.searchsorted(unlike, codes[moving])
     still = row_margins(truth[~moving], a[~moving], classes)
+
     def gap(exchanged):  # (r, groups that differ), 1 where exchanged
         w = exchanged[:, place]
-        from_a, from_b = (lambda w, q=q: row_margins(truth[moving], q[moving], classes, w) for q in (a, b))
-        return np.abs(metric(_sum(still, from_a(1 - w), from_b(w))) - metric(_sum(still, from_a(w), from_b(1 - w))))
+        from_a, from_b = (
+            lambda w, q=q: row_margins(truth[moving], q[moving], classes, w) for q in (a, b)
+        )
+        return np.abs(
+            metric(_sum(still, from_a(1 - w), from_b(w)))
+            - metric(_sum(still, from_a(w), from_b(1 - w)))
+        )
+
     seen = gap(np.zeros((1, len(unlike))))[0] - 1e-12
-    hits = sum(int((gap((s + 1) / 2) >= seen).sum()) for s in _signs(len(unlike), permutations, seed, 2**22))
+    hits = sum(
+        int((gap((s + 1) / 2) >= seen).sum())
+        for s in _signs(len(unlike), permutations, seed, 2**22)
+    )
     return (1 + hits) / (1 + permutations)
 
 
 def _sum(*parts: Margins) -> Margins:
     "Margins of rows put together."
-    return Margins(*(sum(getattr(p, name) for p in parts) for name in ("hits", "truth", "predicted")))
+    return Margins(
+        *(sum(getattr(p, name) for p in parts) for name in ("hits", "truth", "predicted"))
+    )
 
 # %% ../../nbs/evaluate/comparisons.ipynb #c18
 def accuracy_difference(
-    right_a: np.ndarray,   # (n,) whether model a is right
-    right_b: np.ndarray,   # (n,) whether model b is right
+    right_a: np.ndarray,  # (n,) whether model a is right
+    right_b: np.ndarray,  # (n,) whether model b is right
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,    # nominal coverage
+    level: float = 0.95,  # nominal coverage
 ) -> Interval:
     "Accuracy of a minus that of b: Bonett and Price's adjusted interval, stretched for groups."
     d = np.asarray(right_a, float) - np.asarray(right_b, float)
     n, codes = len(d), group_codes(groups, len(d))
     units, by_group = int(codes.max()) + 1, np.bincount(codes, d - d.mean())
-    alone = float(((d - d.mean())**2).sum())
-    stretch = max(1., float((by_group**2).sum()) / alone) if alone > 0 else n / units
+    alone = float(((d - d.mean()) ** 2).sum())
+    stretch = max(1.0, float((by_group**2).sum()) / alone) if alone > 0 else n / units
     won, lost = (float((d == x).sum() + stretch) / (n + 2 * stretch) for x in (1, -1))
     z = student.ppf((1 + level) / 2, units - 1 or 1) if units < n else norm.ppf((1 + level) / 2)
-    reach = float(z) * ((won + lost - (won - lost)**2) * stretch / (n + 2 * stretch))**.5
-    return Interval(float(d.mean()), max(-1., won - lost - reach), min(1., won - lost + reach), level)
+    reach = float(z) * ((won + lost - (won - lost) ** 2) * stretch / (n + 2 * stretch)) ** 0.5
+    return Interval(
+        float(d.mean()), max(-1.0, won - lost - reach), min(1.0, won - lost + reach), level
+    )
 
 
 def value_difference(
-    value: Value,            # the difference, for many weightings of the rows at once
-    n: int,                  # how many rows
+    value: Value,  # the difference, for many weightings of the rows at once
+    n: int,  # how many rows
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,      # nominal coverage
+    level: float = 0.95,  # nominal coverage
     replicates: int = 1000,  # bootstrap resamples
-    seed: int = 0,           # of the generator
+    seed: int = 0,  # of the generator
 ) -> Interval:
-    "Interval of a difference of two metrics on the same rows: bootstrap bias, jackknife error, Student's quantile."
+    "Interval of a difference: bootstrap bias, jackknife error, Student's quantile."
     codes = group_codes(groups, n)
     units = int(codes.max()) + 1
     estimate = float(value(np.ones((1, n)))[0])
@@ -133,51 +159,75 @@ def holm(
     return corrected
 
 # %% ../../nbs/evaluate/comparisons.ipynb #c25
-POINTS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}   # shown in points; the others in their own unit
-SHOWN = {"model": "model", "majority": "the majority label", "tfidf": "TF-IDF + logistic regression", "embeddings": "frozen embeddings + logistic regression"}
+POINTS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+}  # shown in points; the others in their own unit
+SHOWN = {
+    "model": "model",
+    "majority": "the majority label",
+    "tfidf": "TF-IDF + logistic regression",
+    "embeddings": "frozen embeddings + logistic regression",
+}
 
 
 @dataclass(frozen=True)
 class Comparison:
     "Model against another on the same rows; the difference is positive where the model is better."
-    metric: str               # accuracy, macro_f1 or log_loss
+
+    metric: str  # accuracy, macro_f1 or log_loss
     model: str
     other: str
-    difference: Interval      # as a fraction, or in nats
-    p: float                  # of the paired test
-    test: str                 # its name
+    difference: Interval  # as a fraction, or in nats
+    p: float  # of the paired test
+    test: str  # its name
     p_corrected: float = float("nan")  # after Holm
-    comparisons: int = 1      # how many were made
-    detectable: float = float("nan")   # difference that would have been seen with 80 % chance
+    comparisons: int = 1  # how many were made
+    detectable: float = float("nan")  # difference that would have been seen with 80 % chance
 
     @property
     def verdict(self) -> str:  # better, worse or tie
         p = self.p if np.isnan(self.p_corrected) else self.p_corrected
-        if p >= 1 - self.difference.level: return "tie"
+        if p >= 1 - self.difference.level:
+            return "tie"
         return "better" if self.difference.estimate > 0 else "worse"
 
-    def __str__(self): return sentence(self)
+    def __str__(self):
+        return sentence(self)
 
     def to_dict(self) -> dict:
         "The form it has in metrics.json."
-        fields = {k: getattr(self, k) for k in ("metric", "model", "p", "test", "comparisons", "verdict")}
+        fields = {
+            k: getattr(self, k) for k in ("metric", "model", "p", "test", "comparisons", "verdict")
+        }
         fields["detectable"] = self.detectable if np.isfinite(self.detectable) else None
         fields["p_corrected"] = self.p if np.isnan(self.p_corrected) else self.p_corrected
-        return {**fields, "baseline": self.other, "gain": self.difference.to_dict(), "sentence": sentence(self)}
+        return {
+            **fields,
+            "baseline": self.other,
+            "gain": self.difference.to_dict(),
+            "sentence": sentence(self),
+        }
 
 
 def sentence(c: Comparison) -> str:
     "What the test allows to be said."
     scale, unit, digits = (100, "points", 1) if c.metric in POINTS else (1, "nats", 3)
-    d, low, high = (f"{scale * x:.{digits}f}".replace("-", "−") for x in (c.difference.estimate, c.difference.low, c.difference.high))
+    d, low, high = (
+        f"{scale * x:.{digits}f}".replace("-", "−")
+        for x in (c.difference.estimate, c.difference.low, c.difference.high)
+    )
     chance = _p(c.p if np.isnan(c.p_corrected) else c.p_corrected)
     after = f" after Holm over {c.comparisons} comparisons" if c.comparisons > 1 else ""
+    other = SHOWN.get(c.other, c.other)
     what = f"{POINTS.get(c.metric, c.metric.replace('_', ' '))}: "
     if c.verdict == "tie":
-        could = f"; could have seen ≥ {scale * c.detectable:.{digits}f}" if c.detectable > 0 else ""
-        return f"{what}no evidence of a difference from {SHOWN.get(c.other, c.other)} ({d} {unit} [{low}, {high}], {chance}{after}{could})"
+        least = f"{scale * c.detectable:.{digits}f}"
+        could = f"; could have seen ≥ {least}" if c.detectable > 0 else ""
+        size = f"{d} {unit} [{low}, {high}], {chance}{after}{could}"
+        return f"{what}no evidence of a difference from {other} ({size})"
     d, low, high = (f"{scale * x:.{digits}f}".replace("-", "−") for x in sorted_ends(c))
-    return f"{what}{c.verdict} than {SHOWN.get(c.other, c.other)} by {d} {unit} [{low}, {high}], {chance}{after}"
+    return f"{what}{c.verdict} than {other} by {d} {unit} [{low}, {high}], {chance}{after}"
 
 
 def sorted_ends(c: Comparison) -> tuple[float, float, float]:
@@ -186,54 +236,94 @@ def sorted_ends(c: Comparison) -> tuple[float, float, float]:
     return (i.estimate, i.low, i.high) if i.estimate > 0 else (-i.estimate, -i.high, -i.low)
 
 
-def _p(p: float) -> str: return "p < 0.001" if p < .001 else f"p = {p:.3f}"
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 # %% ../../nbs/evaluate/comparisons.ipynb #c27
 def compare(
-    truth: np.ndarray,           # (n,) class of each row
-    ours: np.ndarray,            # (n, classes) probabilities of the model
-    theirs: np.ndarray,          # (n, classes) probabilities of the other
+    truth: np.ndarray,  # (n,) class of each row
+    ours: np.ndarray,  # (n, classes) probabilities of the model
+    theirs: np.ndarray,  # (n, classes) probabilities of the other
     model: str = "model",
     other: str = "baseline",
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
-    level: float = .95,          # nominal coverage
-    replicates: int = 2000,      # bootstrap resamples
+    level: float = 0.95,  # nominal coverage
+    replicates: int = 2000,  # bootstrap resamples
     permutations: int = 10_000,  # of the tests
-    seed: int = 0,               # of the generator
-) -> list[Comparison]:           # accuracy, macro_f1, log_loss; not yet corrected
+    seed: int = 0,  # of the generator
+) -> list[Comparison]:  # accuracy, macro_f1, log_loss; not yet corrected
     "Paired tests and intervals of a model against another."
     n, classes = ours.shape
     a, b = ours.argmax(1), theirs.argmax(1)
     right_a, right_b = a == truth, b == truth
     grouped = bool(np.bincount(group_codes(groups, n)).max() > 1)
-    if grouped: p, test = sign_flip(right_a * 1. - right_b, groups, permutations, seed), "sign flips by group"
-    else: p, test = mcnemar(right_a, right_b), "exact McNemar"
-    found = [Comparison("accuracy", model, other, accuracy_difference(right_a, right_b, groups, level), p, test)]
+    if grouped:
+        p, test = (
+            sign_flip(right_a * 1.0 - right_b, groups, permutations, seed),
+            "sign flips by group",
+        )
+    else:
+        p, test = mcnemar(right_a, right_b), "exact McNemar"
+    found = [
+        Comparison(
+            "accuracy", model, other, accuracy_difference(right_a, right_b, groups, level), p, test
+        )
+    ]
     average = lambda m: macro(f1(m), m)
     f_a, f_b = (from_counts(average, truth, q, classes) for q in (a, b))
     d = value_difference(lambda w: f_a(w) - f_b(w), n, groups, level, replicates // 2, seed)
     p = swap(average, truth, a, b, classes, groups, max(permutations // 4, 1), seed)
-    found.append(Comparison("macro_f1", model, other, d, p, "swaps by group" if grouped else "swaps"))
+    found.append(
+        Comparison("macro_f1", model, other, d, p, "swaps by group" if grouped else "swaps")
+    )
     gain = log_losses(truth, theirs) - log_losses(truth, ours)
     d, p = mean(gain, groups, level, replicates, seed), sign_flip(gain, groups, permutations, seed)
-    return [*found, Comparison("log_loss", model, other, d, p, "sign flips by group" if grouped else "sign flips")]
+    return [
+        *found,
+        Comparison(
+            "log_loss", model, other, d, p, "sign flips by group" if grouped else "sign flips"
+        ),
+    ]
 
 
 def corrected(made: list[Comparison]) -> list[Comparison]:
     "The same comparisons, with Holm's correction over all of them."
-    return [replace(c, p_corrected=float(p), comparisons=len(made), detectable=detectable(c.difference, len(made)))
-            for c, p in zip(made, holm([c.p for c in made]), strict=True)]
+    return [
+        replace(
+            c,
+            p_corrected=float(p),
+            comparisons=len(made),
+            detectable=detectable(c.difference, len(made)),
+        )
+        for c, p in zip(made, holm([c.p for c in made]), strict=True)
+    ]
 
 
-def detectable(difference: Interval, comparisons: int = 1, power: float = .8) -> float:
+def detectable(difference: Interval, comparisons: int = 1, power: float = 0.8) -> float:
     "Least difference that a test at this level, corrected, would have shown with chance `power`."
     z = norm.ppf((1 + difference.level) / 2)
     error = (difference.high - difference.low) / (2 * z)
-    if error == 0: return float("nan")   # the same answers throughout: nothing can be said
+    if error == 0:
+        return float("nan")  # the same answers throughout: nothing can be said
     return float(error * (norm.ppf(1 - (1 - difference.level) / 2 / comparisons) + norm.ppf(power)))
 
 
 def comparison_table(made: list[Comparison]):
     "A table of comparisons for the report."
-    return table(pd.DataFrame([{"metric": c.metric, "against": SHOWN.get(c.other, c.other), "difference": str(c.difference), "p": f"{c.p:.4f}", "after Holm": f"{c.p_corrected:.4f}",
-                                "verdict": c.verdict, "test": c.test} for c in made]), "positive: the model is better")
+    return table(
+        pd.DataFrame(
+            [
+                {
+                    "metric": c.metric,
+                    "against": SHOWN.get(c.other, c.other),
+                    "difference": str(c.difference),
+                    "p": f"{c.p:.4f}",
+                    "after Holm": f"{c.p_corrected:.4f}",
+                    "verdict": c.verdict,
+                    "test": c.test,
+                }
+                for c in made
+            ]
+        ),
+        "positive: the model is better",
+    )

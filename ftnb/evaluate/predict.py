@@ -25,58 +25,87 @@ from ..foundation.progress import Progress
 @dataclass(frozen=True)
 class Rows:
     "The examples of a split."
+
     ids: list[str]
     texts: list[str]
-    truth: np.ndarray                     # (n,) position of each row's label in `labels`
-    labels: list[str]                     # sorted
-    groups: np.ndarray | None = None      # (n,) what each row belongs to, where rows are grouped
+    truth: np.ndarray  # (n,) position of each row's label in `labels`
+    labels: list[str]  # sorted
+    groups: np.ndarray | None = None  # (n,) what each row belongs to, where rows are grouped
     columns: dict[str, list] = field(default_factory=dict)  # other columns that were kept
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
 
 def read_rows(
-    file: Path,          # train.jsonl, validation.jsonl or test.jsonl
-    labels: list[str],   # sorted label names
+    file: Path,  # train.jsonl, validation.jsonl or test.jsonl
+    labels: list[str],  # sorted label names
 ) -> Rows:
     "Read a split: lines with id, text, label, perhaps group and other columns."
-    with Path(file).open(encoding="utf-8") as f: lines = [json.loads(line) for line in f if line.strip()]
+    with Path(file).open(encoding="utf-8") as f:
+        lines = [json.loads(line) for line in f if line.strip()]
     place = {name: i for i, name in enumerate(labels)}
     if unknown := sorted({x["label"] for x in lines} - place.keys()):
-        raise BadInput(f"labels that are not in the list: {', '.join(map(repr, unknown[:5]))}", str(file), "run the stage prepare again")
+        raise BadInput(
+            f"labels that are not in the list: {', '.join(map(repr, unknown[:5]))}",
+            str(file),
+            "run the stage prepare again",
+        )
     column = lambda name: [x.get(name) for x in lines]
     extra = sorted({k for x in lines for k in x} - {"id", "text", "label", "group"})
     grouped = bool(lines) and all(x.get("group") is not None for x in lines)
-    return Rows([str(x) for x in column("id")], column("text"), np.array([place[x] for x in column("label")], int), labels,
-                np.array([str(x) for x in column("group")]) if grouped else None, {name: column(name) for name in extra})
+    return Rows(
+        [str(x) for x in column("id")],
+        column("text"),
+        np.array([place[x] for x in column("label")], int),
+        labels,
+        np.array([str(x) for x in column("group")]) if grouped else None,
+        {name: column(name) for name in extra},
+    )
 
 # %% ../../nbs/evaluate/predict.ipynb #c10
 @dataclass(frozen=True)
 class Predictions:
     "What a model says about rows."
-    model: str                 # its name
+
+    model: str  # its name
     rows: Rows
     probabilities: np.ndarray  # (n, labels) float64, rows sum to 1
 
     def __post_init__(self):
         p, shape = self.probabilities, (len(self.rows), len(self.rows.labels))
-        if p.shape != shape: raise ValueError(f"{self.model}: probabilities {p.shape} for {shape[0]} rows and {shape[1]} labels")
+        if p.shape != shape:
+            raise ValueError(
+                f"{self.model}: probabilities {p.shape} for {shape[0]} rows and {shape[1]} labels"
+            )
         if not np.isfinite(p).all() or (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-5):
             raise ValueError(f"{self.model}: not probabilities")
 
     @property
-    def predicted(self) -> np.ndarray: return self.probabilities.argmax(1)  # (n,) first of equals
+    def predicted(self) -> np.ndarray:
+        return self.probabilities.argmax(1)  # (n,) first of equals
 
     @property
-    def confidence(self) -> np.ndarray: return self.probabilities.max(1)    # (n,)
+    def confidence(self) -> np.ndarray:
+        return self.probabilities.max(1)  # (n,)
 
     @property
-    def right(self) -> np.ndarray: return self.predicted == self.rows.truth  # (n,)
+    def right(self) -> np.ndarray:
+        return self.predicted == self.rows.truth  # (n,)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         names = np.array(self.rows.labels)
-        frame = pd.DataFrame({"text": self.rows.texts, "label": names[self.rows.truth], "predicted": names[self.predicted], "confidence": self.confidence})
-        return table(frame.head(8), f"{self.model}: {len(frame):,} rows, {self.right.mean():.1%} right")._repr_mimebundle_()
+        frame = pd.DataFrame(
+            {
+                "text": self.rows.texts,
+                "label": names[self.rows.truth],
+                "predicted": names[self.predicted],
+                "confidence": self.confidence,
+            }
+        )
+        return table(
+            frame.head(8), f"{self.model}: {len(frame):,} rows, {self.right.mean():.1%} right"
+        )._repr_mimebundle_()
 
 # %% ../../nbs/evaluate/predict.ipynb #c14
 def write_predictions(p: Predictions, path: Path) -> Path:
@@ -84,33 +113,47 @@ def write_predictions(p: Predictions, path: Path) -> Path:
     names = p.rows.labels
     with writing(path) as f:
         for i, row in enumerate(p.probabilities):
-            line = {"id": p.rows.ids[i], "label": names[p.rows.truth[i]], "predicted": names[row.argmax()], "probabilities": [round(float(x), 9) for x in row]}
+            line = {
+                "id": p.rows.ids[i],
+                "label": names[p.rows.truth[i]],
+                "predicted": names[row.argmax()],
+                "probabilities": [round(float(x), 9) for x in row],
+            }
             f.write(json.dumps(line, ensure_ascii=False) + "\n")
     return path
 
 
 def read_predictions(path: Path, rows: Rows, model: str) -> Predictions:
     "Read predictions.jsonl back for the same rows."
-    with path.open(encoding="utf-8") as f: lines = [json.loads(line) for line in f]
-    if [x["id"] for x in lines] != rows.ids: raise BadInput("these predictions are of other rows", str(path))
+    with path.open(encoding="utf-8") as f:
+        lines = [json.loads(line) for line in f]
+    if [x["id"] for x in lines] != rows.ids:
+        raise BadInput("these predictions are of other rows", str(path))
     return Predictions(model, rows, np.array([x["probabilities"] for x in lines], float))
 
 # %% ../../nbs/evaluate/predict.ipynb #c17
 def predict(
-    folder: Path,           # as save_pretrained wrote it, with tokenizer and id2label
+    folder: Path,  # as save_pretrained wrote it, with tokenizer and id2label
     rows: Rows,
-    name: str = "model",    # the model's name in the report
-    batch_size: int = 64,   # rows a step
-    max_tokens: int = 0,    # longer texts are cut off; 0: as in training.json, else 512
+    name: str = "model",  # the model's name in the report
+    batch_size: int = 64,  # rows a step
+    max_tokens: int = 0,  # longer texts are cut off; 0: as in training.json, else 512
     precision: str = "auto",  # auto, float32 or bfloat16
 ) -> Predictions:
     "Run a saved classifier over rows."
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval().float()
+    model = (
+        AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+        .eval()
+        .float()
+    )
     place = _columns(model.config, rows.labels, folder)
     limit = max_tokens or _trained_with(Path(folder))
-    logits = run_batches(model, tokenizer, rows.texts, batch_size, limit, f"predict: {name}", precision=precision)[:, place]
+    logits = run_batches(
+        model, tokenizer, rows.texts, batch_size, limit, f"predict: {name}", precision=precision
+    )[:, place]
     e = np.exp(logits - logits.max(1, keepdims=True))
     return Predictions(name, rows, e / e.sum(1, keepdims=True))
 
@@ -119,38 +162,49 @@ def _columns(config, labels: Sequence[str], folder) -> list[int]:
     "The model's column for each of our labels."
     has = {str(name): int(i) for i, name in config.id2label.items()}
     if missing := [name for name in labels if name not in has]:
-        raise BadInput(f"the model doesn't know the labels {', '.join(map(repr, missing[:5]))}", str(folder), "evaluate it on the labels it was trained for")
+        raise BadInput(
+            f"the model doesn't know the labels {', '.join(map(repr, missing[:5]))}",
+            str(folder),
+            "evaluate it on the labels it was trained for",
+        )
     return [has[name] for name in labels]
 
 
 def _trained_with(folder: Path) -> int:
     "The limit on tokens that training used."
-    file = folder/"training.json"
+    file = folder / "training.json"
     used = read_json(file).get("used", {}) if file.exists() else {}
     return int(used.get("max_tokens", 512))
 
 
 def run_batches(
-    model,                   # a transformers model, in evaluation mode
+    model,  # a transformers model, in evaluation mode
     tokenizer,
     texts: Sequence[str],
-    batch_size: int,         # texts a step
-    max_tokens: int,         # longer texts are cut off
-    label: str,              # what the progress bar says
+    batch_size: int,  # texts a step
+    max_tokens: int,  # longer texts are cut off
+    label: str,  # what the progress bar says
     take=lambda output, batch: output.logits,  # what to keep of an output, (batch, d)
-    precision: str = "auto", # auto, float32 or bfloat16
-) -> np.ndarray:             # (n, d) float64, in the order of the texts
+    precision: str = "auto",  # auto, float32 or bfloat16
+) -> np.ndarray:  # (n, d) float64, in the order of the texts
     "Run texts through a model, batched by length."
     import torch
 
     from ftnb.train.batches import Encoded, collate, usable_tokens
-    coded, pad, found = Encoded(texts, None, tokenizer, usable_tokens(tokenizer, model.config, max_tokens)), collate(tokenizer), []
+
+    coded, pad, found = (
+        Encoded(texts, None, tokenizer, usable_tokens(tokenizer, model.config, max_tokens)),
+        collate(tokenizer),
+        [],
+    )
     order = np.argsort(coded.lengths, kind="stable")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=precision_here(precision) == "bfloat16")
+    half = torch.autocast(
+        model.device.type, torch.bfloat16, enabled=precision_here(precision) == "bfloat16"
+    )
     with torch.inference_mode(), half, Progress(label, len(texts)) as bar:
         for start in range(0, len(order), batch_size):
-            batch = pad([coded[i] for i in order[start:start + batch_size]]).to(model.device)
+            batch = pad([coded[i] for i in order[start : start + batch_size]]).to(model.device)
             found.append(take(model(**batch), batch).float().cpu().numpy())
             bar.update(len(found[-1]))
     return np.concatenate(found)[np.argsort(order, kind="stable")].astype(float)
@@ -161,4 +215,7 @@ def precision_here(wanted: str = "auto") -> str:
     import torch
 
     from ftnb.train.classifier import chosen_precision
-    return chosen_precision(wanted, instruction_sets(), torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+    return chosen_precision(
+        wanted, instruction_sets(), torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )

@@ -47,9 +47,8 @@ def results_table(
     for key, (name, higher, *_) in METRICS.items():
         found = [interval_at(metrics.get(n, {}).get(key)) for n in names]
         if any(found):
-            rows.append(
-                f"| {name}{'' if higher else ' (lower is better)'} | {' | '.join(_bracketed(i) for i in found)} |"
-            )
+            told = [f"{name}{'' if higher else ' (lower is better)'}", *map(_bracketed, found)]
+            rows.append(f"| {' | '.join(told)} |")
     return "\n".join(rows)
 
 
