@@ -67,7 +67,7 @@ WORLDS = {  # name → population, groups, rows a group
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_coverage(name):
-    "Nominal 95 % covers in 93 to 97 %, with the Monte Carlo error of the runs (± 1.5 points at 800)."
+    "Nominal 95 % covers in 93 to 97 %, give or take the 1.5 points that 800 runs leave."
     found = coverage(*WORLDS[name], runs=800)
     print(name, found)
     assert all(0.93 - 0.015 <= v <= 0.97 + 0.015 for v in found.values()), found

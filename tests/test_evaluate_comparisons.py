@@ -53,7 +53,7 @@ def equals(rng, groups, size, classes=4, together=0.6, sure=1.0):
 
 
 def sizes(runs, groups, size, seed=0, permutations=400):
-    "How often each test calls a difference between equals at 5 %, and how often the interval holds 0."
+    "How often a test calls equals different at 5 %, and how often the interval holds 0."
     rng, calls, covers = np.random.default_rng(seed), [], []
     for _ in range(runs):
         truth, a, b, g = equals(rng, groups, size)
@@ -73,7 +73,7 @@ def test_size_in_short():
 @pytest.mark.slow
 @pytest.mark.parametrize("groups, size", [(250, 1), (60, 4)])
 def test_size(groups, size):
-    "A 5 % test calls 3 to 7 % of ties (McNemar, being exact, may call fewer); intervals cover 93 to 97 %."
+    "A 5 % test calls 3 to 7 % of ties (exact McNemar may call fewer); intervals cover."
     calls, covers = sizes(600, groups, size, permutations=1600)
     print(
         groups,

@@ -13,8 +13,11 @@ from ftnb.evaluate import counts as c
 CLOSE = {"rtol": 0, "atol": 1e-9}
 
 
+ANY = st.integers(2, 7)
+
+
 @st.composite
-def answers(draw, classes=st.integers(2, 7)):
+def answers(draw, classes=ANY):
     "Truth and prediction, often with classes that are absent on one side or on both."
     k = draw(classes)
     some = st.lists(

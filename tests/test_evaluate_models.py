@@ -105,7 +105,7 @@ def test_hostile_text_is_escaped():
     assert "<script>" not in errors.worst_errors(p)._repr_mimebundle_()["text/html"]
 
 
-# the stage ---------------------------------------------------------------------------------------------------------
+# the stage
 
 
 def tiny_classifier(folder, labels):

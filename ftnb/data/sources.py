@@ -260,7 +260,7 @@ def _first_lines(facts: FileFacts, limit: int, size: int = 8_000_000) -> Iterato
         total = 0
         for line in _text_lines(facts, limit, f):
             total += line.size
-            if total > size: return
+            if total > size: break
             if held: yield held
             held = line
         if held: yield held

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Value', 'DELONG', 'group_codes', 'resamples', 'wilson', 'share', 'effective_rows', 'likeness', 'mean', 'bounded',
-           'jackknife_error', 'from_counts', 'area', 'hanley_mcneil', 'bca', 'bca_levels', 'metric_intervals',
-           'class_intervals']
+           'jackknife_error', 'over_resamples', 'leaving_out', 'from_counts', 'area', 'hanley_mcneil', 'bca',
+           'bca_levels', 'metric_intervals', 'class_intervals']
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c03
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,6 @@ from scipy.stats import t as student
 
 from ftnb.evaluate.counts import (
     Margins,
-    accuracy,
     aucs,
     balanced_accuracy,
     briers,
@@ -131,7 +130,8 @@ def mean(
 ) -> Interval:
     "Studentised bootstrap interval of a mean, by groups (Efron and Tibshirani 1993, chapter 12)."
     codes = group_codes(groups, len(scores))
-    sums, sizes = np.bincount(codes, scores), np.bincount(codes).astype(float)
+    sums = np.bincount(codes, scores).astype(float)
+    sizes = np.bincount(codes).astype(float)
     middle = float(sums.sum() / sizes.sum())
     sums = sums - middle * sizes  # about 0, where numbers are exact
     estimate, error = _mean_and_error(np.ones((1, len(sums))), sums, sizes)
@@ -174,7 +174,7 @@ def bounded(
     units, scale = int(codes.max()) + 1, 1 - lowest
     unit = lambda v: (v - lowest) / scale
     estimate = float(unit(value(np.ones((1, n)))[0]))
-    again = np.concatenate([unit(value(w[:, codes])) for w in resamples(units, replicates, seed)])
+    again = unit(over_resamples(value, codes, replicates, seed))
     centre = float(np.clip(2 * estimate - again.mean(), 0, 1))
     error = jackknife_error(value, codes, seed) / scale
     worth = centre * (1 - centre) / error**2 if error > 0 and 0 < centre < 1 else float(units)
@@ -192,13 +192,35 @@ def jackknife_error(
     most: int = 400,      # at most so many leavings-out
 ) -> float:
     "Standard error from leaving out one group (of many: a random handful) at a time (Tukey 1958)."
+    if codes.max() == 0: return 0.  # one group tells nothing about another
+    left = leaving_out(value, codes, seed, most)
+    return float(np.sqrt((len(left) - 1) / len(left) * ((left - left.mean())**2).sum()))
+
+
+def over_resamples(
+    value: Value,         # the metric
+    codes: np.ndarray,    # (n,) groups as numbers from 0
+    replicates: int,      # bootstrap resamples
+    seed: int,            # of the generator
+) -> np.ndarray:          # (replicates,)
+    "The metric of every resample, in blocks of bounded size."
     units = int(codes.max()) + 1
-    if units < 2: return 0.
-    blocks = min(units, most)
-    block = np.random.default_rng(seed).permutation(units) % blocks
-    kept = 1. - (np.arange(blocks)[:, None] == block[codes][None])
-    left = value(kept)
-    return float(np.sqrt((blocks - 1) / blocks * ((left - left.mean())**2).sum()))
+    block = max(units, 2**23 * units // len(codes))
+    return np.concatenate([value(w[:, codes]) for w in resamples(units, replicates, seed, block)])
+
+
+def leaving_out(
+    value: Value,         # the metric
+    codes: np.ndarray,    # (n,) groups as numbers from 0
+    seed: int = 0,        # decides which groups are left out together
+    most: int = 400,      # at most so many leavings-out
+) -> np.ndarray:          # (leavings-out,)
+    "The metric without one group (of many: without a random handful) at a time."
+    units = int(codes.max()) + 1
+    blocks, few = min(units, most), max(1, 2**23 // len(codes))
+    block = (np.random.default_rng(seed).permutation(units) % blocks)[codes]
+    parts = np.array_split(np.arange(blocks), -(-blocks // few))
+    return np.concatenate([value(1. - (part[:, None] == block[None])) for part in parts])
 
 
 def from_counts(
@@ -290,15 +312,11 @@ def bca(
 ) -> Interval:
     "Bias-corrected and accelerated bootstrap interval of any metric."
     codes = group_codes(groups, n)
-    units = int(codes.max()) + 1
     estimate = float(value(np.ones((1, n)))[0])
-    again = np.concatenate([value(w[:, codes]) for w in resamples(units, replicates, seed)])
-    again, blocks = again[np.isfinite(again)], min(units, most)
-    block = np.random.default_rng(seed).permutation(units) % blocks
-    left = value(1.0 - (np.arange(blocks)[:, None] == block[codes][None]))
-    return Interval(
-        estimate, *map(float, np.quantile(again, bca_levels(estimate, again, left, level))), level
-    )
+    again = over_resamples(value, codes, replicates, seed)
+    again, left = again[np.isfinite(again)], leaving_out(value, codes, seed, most)
+    low, high = np.quantile(again, bca_levels(estimate, again, left, level))
+    return Interval(estimate, float(low), float(high), level)
 
 
 def bca_levels(estimate: float, again: np.ndarray, left: np.ndarray, level: float) -> np.ndarray:

@@ -22,7 +22,7 @@ from ftnb.evaluate.bootstrap import (
     group_codes,
     jackknife_error,
     mean,
-    resamples,
+    over_resamples,
 )
 from .counts import Margins, f1, log_losses, macro, row_margins
 from ..foundation.intervals import Interval
@@ -96,9 +96,10 @@ def swap(
         )
 
     seen = gap(np.zeros((1, len(unlike))))[0] - 1e-12
+    block = max(len(unlike), 2**22 * len(unlike) // len(place))
     hits = sum(
         int((gap((s + 1) / 2) >= seen).sum())
-        for s in _signs(len(unlike), permutations, seed, 2**22)
+        for s in _signs(len(unlike), permutations, seed, block)
     )
     return (1 + hits) / (1 + permutations)
 
@@ -142,7 +143,7 @@ def value_difference(
     codes = group_codes(groups, n)
     units = int(codes.max()) + 1
     estimate = float(value(np.ones((1, n)))[0])
-    again = np.concatenate([value(w[:, codes]) for w in resamples(units, replicates, seed)])
+    again = over_resamples(value, codes, replicates, seed)
     centre, error = 2 * estimate - float(again.mean()), jackknife_error(value, codes, seed)
     reach = float(student.ppf((1 + level) / 2, units - 1 or 1)) * error
     return Interval(estimate, min(estimate, centre - reach), max(estimate, centre + reach), level)

@@ -132,7 +132,7 @@ def read_study(
     stages = tuple(s for s in ORDER if s in (plain(content.get("stages")) or ORDER))
     values = {s: {n: p.check(stated[s].get(n, p.default)) for n, p in schemas[s].items()}
               for s in stages}
-    found = [Problem(f"{s}: {e.what}", *_at(content.get(s), name, file), e.fix)
+    found = [Problem(": ".join(filter(None, [s, e.what, e.where])), *_at(content.get(s), name, file), e.fix)
              for s in stages for name, e in look_ahead(s, values[s])]
     if found: raise BadStudy(found)
     return Plan(str(content["study"]), str(content.get("question", "")), file, stages,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Version', 'study_versions', 'all_versions', 'Run', 'new_run', 'check_writable', 'environment', 'Live', 'doing',
-           'run_stage', 'failure', 'near', 'first_line', 'assemble', 'optional', 'stage_machine', 'collect', 'publish',
-           'run_study', 'stoppable']
+           'run_stage', 'sockets', 'failure', 'near', 'first_line', 'assemble', 'optional', 'stage_machine', 'collect',
+           'publish', 'run_study', 'stoppable']
 
 # %% ../../nbs/study/runner.ipynb #c03
 import json
@@ -195,16 +195,26 @@ def run_stage(run: Run, stage: str, live: Live) -> None:
     started = time.monotonic()
     output = run.notebook(stage)
     try:
-        with environment(run.environment):
+        with environment(run.environment), sockets() as transport:
             papermill.execute_notebook(
                 run.site.stages/f"{stage}.ipynb", output, parameters=run.plan.stated[stage], engine_name="ftnb",
                 kernel_name="python3", progress_bar=False, cwd=run.site.stages, shutdown_kernel="immediate",
-                log_output=False, config=Config(KernelManager={"transport": "ipc"}))
+                log_output=False, config=Config(KernelManager=transport))
     except PapermillExecutionError as e: raise failure(run, stage, e.cell_index, e.ename, str(e.evalue)) from e
     except (RuntimeError, OSError, ValueError) as e:
         raise failure(run, stage, None, type(e).__name__, str(e)) from e
     run.timings[stage] = time.monotonic() - started
     live.done(stage, run.timings[stage])
+
+
+@contextmanager
+def sockets() -> Iterator[dict[str, str]]:
+    "How a kernel is spoken to: through sockets in a folder of their own, where the system has them."
+    if os.name != "posix":
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="ftnb-") as folder:  # short: a socket's path has 107 bytes
+        yield {"transport": "ipc", "ip": f"{folder}/kernel"}
 
 
 def failure(run: Run, stage: str, cell: int | None, kind: str, message: str) -> BadInput | StudyFailed:
