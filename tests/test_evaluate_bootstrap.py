@@ -27,7 +27,8 @@ def intervals(t, p, g):
 
 def coverage(setting, groups, size, runs, seed=1):
     labels, p = world(rows=120_000, group=size, **setting)
-    truly, inside = truths(labels, p), {}
+    truly = truths(labels, p)
+    inside: dict[str, list[bool]] = {}
     for rows, g in draws(len(labels), groups, size, runs, seed):
         for name, i in intervals(labels[rows], p[rows], g).items():
             inside.setdefault(name, []).append(truly[name] in i)

@@ -21,7 +21,7 @@ def test_mcnemar_equals_statsmodels(rows):
     assert c.mcnemar(a, b) == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=25))
 def test_holm_equals_statsmodels(p):
     np.testing.assert_allclose(c.holm(p), multipletests(p, method="holm")[1], atol=1e-12)

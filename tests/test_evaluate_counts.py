@@ -10,7 +10,10 @@ from sklearn import metrics as sk
 
 from ftnb.evaluate import counts as c
 
-CLOSE = {"rtol": 0, "atol": 1e-9}
+
+def close(ours, reference):
+    "Equal to 1e-9."
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-9)
 
 
 ANY = st.integers(2, 7)
@@ -54,26 +57,18 @@ def test_counts_equal_sklearn(rows):
         sk.precision_recall_fscore_support, truth, predicted, labels=range(k), zero_division=0
     )
     for ours, reference in zip((c.precision(m), c.recall(m), c.f1(m)), theirs[:3], strict=True):
-        np.testing.assert_allclose(ours, reference, **CLOSE)
+        close(ours, reference)
     for name, f in [("macro", c.macro), ("weighted", c.weighted)]:
         for values, score in [
             (c.precision, sk.precision_score),
             (c.recall, sk.recall_score),
             (c.f1, sk.f1_score),
         ]:
-            np.testing.assert_allclose(
-                f(values(m), m),
-                quiet(score, truth, predicted, average=name, zero_division=0),
-                **CLOSE,
-            )
-    np.testing.assert_allclose(c.accuracy(m), sk.accuracy_score(truth, predicted), **CLOSE)
-    np.testing.assert_allclose(
-        c.accuracy(m), sk.f1_score(truth, predicted, average="micro"), **CLOSE
-    )
-    np.testing.assert_allclose(
-        c.balanced_accuracy(m), quiet(sk.balanced_accuracy_score, truth, predicted), **CLOSE
-    )
-    np.testing.assert_allclose(c.mcc(m), quiet(sk.matthews_corrcoef, truth, predicted), **CLOSE)
+            close(f(values(m), m), quiet(score, truth, predicted, average=name, zero_division=0))
+    close(c.accuracy(m), sk.accuracy_score(truth, predicted))
+    close(c.accuracy(m), sk.f1_score(truth, predicted, average="micro"))
+    close(c.balanced_accuracy(m), quiet(sk.balanced_accuracy_score, truth, predicted))
+    close(c.mcc(m), quiet(sk.matthews_corrcoef, truth, predicted))
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,7 +82,7 @@ def test_weights_are_repeated_rows(rows, seed):
         again = np.repeat(np.arange(len(truth)), w)
         one = c.margins(c.confusion(truth[again], predicted[again], k))
         for metric in (c.accuracy, c.mcc, c.balanced_accuracy, lambda m: c.macro(c.f1(m), m)):
-            np.testing.assert_allclose(metric(many)[r], metric(one), **CLOSE)
+            close(metric(many)[r], metric(one))
 
 
 @settings(max_examples=150, deadline=None)
@@ -95,10 +90,8 @@ def test_weights_are_repeated_rows(rows, seed):
 def test_probabilities_equal_sklearn(rows):
     truth, p = rows
     k = p.shape[1]
-    np.testing.assert_allclose(
-        c.log_losses(truth, p).mean(), sk.log_loss(truth, p, labels=range(k)), **CLOSE
-    )
-    np.testing.assert_allclose(
+    close(c.log_losses(truth, p).mean(), sk.log_loss(truth, p, labels=range(k)))
+    close(
         c.briers(truth, p).mean(),
         sk.brier_score_loss(
             truth,
@@ -106,7 +99,6 @@ def test_probabilities_equal_sklearn(rows):
             labels=list(range(k)),
             **({"pos_label": 1} if k == 2 else {}),
         ),
-        **CLOSE,
     )
     each = c.aucs(truth, p)
     for label in range(k):
@@ -114,14 +106,14 @@ def test_probabilities_equal_sklearn(rows):
         if belongs.all() or not belongs.any():
             assert np.isnan(each[label])
         else:
-            np.testing.assert_allclose(each[label], sk.roc_auc_score(belongs, p[:, label]), **CLOSE)
+            close(each[label], sk.roc_auc_score(belongs, p[:, label]))
     if len(set(truth)) == k:
         reference = (
             sk.roc_auc_score(truth, p[:, 1])
             if k == 2
             else sk.roc_auc_score(truth, p, multi_class="ovr")
         )
-        np.testing.assert_allclose(c.auc(truth, p), reference, **CLOSE)
+        close(c.auc(truth, p), reference)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +122,9 @@ def test_probabilities_equal_sklearn(rows):
 )
 def test_degenerate_tables(truth, predicted):
     m = c.margins(c.confusion(np.array(truth), np.array(predicted), 3))
-    np.testing.assert_allclose(c.mcc(m), quiet(sk.matthews_corrcoef, truth, predicted), **CLOSE)
-    np.testing.assert_allclose(
-        c.macro(c.f1(m), m),
-        quiet(sk.f1_score, truth, predicted, average="macro", zero_division=0),
-        **CLOSE,
+    close(c.mcc(m), quiet(sk.matthews_corrcoef, truth, predicted))
+    close(
+        c.macro(c.f1(m), m), quiet(sk.f1_score, truth, predicted, average="macro", zero_division=0)
     )
 
 

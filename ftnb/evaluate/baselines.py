@@ -172,7 +172,7 @@ def embeddings(
     )
     return Predictions("embeddings", test, tuned.probabilities(vectors[2]))
 
-# %% ../../nbs/evaluate/baselines.ipynb #c24
+# %% ../../nbs/evaluate/baselines.ipynb #c25
 Baseline = Callable[[Rows, Rows, Rows], Predictions]
 
 

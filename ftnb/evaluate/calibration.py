@@ -197,7 +197,7 @@ def reliability_picture(
     curves: dict[str, Reliability],  # name → curve; more than three are hard to read
 ) -> Picture:
     "Reliability diagram with intervals."
-    with drawing(4.6, 4.0) as (fig, ax):
+    with drawing(4.6, 4.4) as (fig, ax):
         ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
         for (name, c), colour, mark in zip(curves.items(), PALETTE, "osD^vPX", strict=False):
             value = np.array([s.estimate for s in c.shares])
@@ -222,7 +222,7 @@ def reliability_picture(
         ax.annotate("too sure", (0.97, 0.04), ha="right", color=INK)
         ax.annotate("not sure enough", (0.03, 0.94), color=INK)
         if len(curves) > 1:
-            ax.legend(loc="center left")
+            fig.legend(loc="outside lower center", ncols=1)
         said = "; ".join(
             f"{name}: {c.shares[-1].estimate:.2f} right where {c.confidence[-1]:.2f} sure"
             for name, c in curves.items()
