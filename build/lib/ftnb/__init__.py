@@ -1,2 +1,0 @@
-"Fine-tune language models in notebooks, and end with a report that stands up."
-__version__ = "0.1.0"
