@@ -41,7 +41,8 @@ KEPT = (
 FIXED = {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1",
          "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
          "TOKENIZERS_PARALLELISM": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-         "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+         "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2",
+         "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}  # wait a little, then let go
 
 
 def job_environment(

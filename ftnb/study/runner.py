@@ -88,7 +88,8 @@ class Run:
     def environment(self) -> dict[str, str]:
         "What the kernels are told."
         return {"FTNB_ROOT": str(self.site.root), "FTNB_WORKBENCH": str(self.workbench), "PYTHONHASHSEED": "0",
-                "FTNB_PROGRESS": str(self.folder/"progress.json"), "TOKENIZERS_PARALLELISM": "false"}
+                "FTNB_PROGRESS": str(self.folder/"progress.json"), "TOKENIZERS_PARALLELISM": "false",
+                "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
 
 
 def new_run(plan: Plan, site: Settings) -> Run:
