@@ -1,7 +1,8 @@
 """How nbval runs the notebooks of this repository.
 
-nbdev-clean removes execution counts, and nbval then takes every cell with outputs for failed; a count of 0 stands in.
-Stage notebooks are run with the small parameters of params/smoke.yaml, written below their parameters cell.
+nbdev-clean removes execution counts, and nbval then takes every cell with outputs for failed; a
+count of 0 stands in. Stage notebooks are run with the small parameters of params/smoke.yaml,
+written below their parameters cell.
 """
 from pathlib import Path
 
@@ -22,4 +23,5 @@ def pytest_collection_modifyitems(config, items):
         if cell is None: continue
         if cell.get("outputs"): cell.execution_count = 0
         if "#| eval: false" in cell.source: item.add_marker(pytest.mark.skip(reason="eval: false"))
-        if "parameters" in cell.metadata.get("tags", []): cell.source += smoke_parameters(item.path.stem)
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += smoke_parameters(item.path.stem)

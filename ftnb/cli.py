@@ -9,7 +9,6 @@ __all__ = ['app', 'out', 'err', 'AsJson', 'Debug', 'guarded', 'complain', 'say',
 # %% ../nbs/cli.ipynb #c03
 import json
 import os
-import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -23,10 +22,12 @@ from rich.text import Text
 from .foundation.errors import BadInput, FtnbError, nearest
 from .foundation.settings import settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Fine-tune language models in notebooks, and end with a report that stands up.",
-                  epilog="Exit codes: 0 done · 1 the study failed · 2 bad input, said before anything runs.")
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Fine-tune language models in notebooks, and end with a report that stands up.",
+    epilog="Exit codes: 0 done · 1 the study failed · 2 bad input, said before anything runs.")
+out = Console(highlight=False, force_jupyter=False)
+err = Console(stderr=True, highlight=False, force_jupyter=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -52,8 +53,9 @@ def complain(
     if isinstance(e, FtnbError): text = str(e)
     if isinstance(e, KeyboardInterrupt): text = "stopped"
     if as_json:
-        found = [vars(p) for p in e.problems] if hasattr(e, "problems") else []
-        print(json.dumps({"error": text, "exit_code": code, **({"problems": found} if found else {})}, ensure_ascii=False))
+        found = [vars(p) for p in getattr(e, "problems", [])]
+        more = {"problems": found} if found else {}
+        print(json.dumps({"error": text, "exit_code": code, **more}, ensure_ascii=False))
     else:
         for line in text.splitlines():
             err.print(Text.assemble(("error ", "bold red"), line), soft_wrap=True)
@@ -69,31 +71,37 @@ def say(as_json: bool, value: dict[str, Any], text: Any) -> None:
 @app.command()
 @guarded
 def run(
-    study: Annotated[Path, typer.Argument(help="The study's YAML file, such as params/quickstart.yaml.")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="STAGE.NAME=VALUE",
-                         help="Another value for one parameter; may be given often.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run even if this very study has a version.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only check the study; run nothing.")] = False,
+    study: Annotated[Path, typer.Argument(
+        help="The study's YAML file, such as params/quickstart.yaml.")],
+    parameter: Annotated[list[str] | None, typer.Option(
+        "-p", "--parameter", metavar="STAGE.NAME=VALUE",
+        help="Another value for one parameter; may be given often.")] = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Run even if this very study has a version.")] = False,
+    check: Annotated[bool, typer.Option(
+        "--check", help="Only check the study; run nothing.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run a study and publish its report version.
 
-    Everything is checked first; then the stages run, each a notebook on its own kernel. The same study with the
-    same data, code and packages is the same version, and isn't run again unless forced.
+    Everything is checked first; then the stages run, each a notebook on its own kernel. The same
+    study with the same data, code and packages is the same version, and isn't run again unless
+    forced.
 
     Example: ftnb run params/quickstart.yaml -p train.learning_rate=3e-5
     """
     from ftnb.study.plan import read_study
     plan = read_study(study, parameter or [])
     if check:
-        say(as_json, {"study": plan.name, "stages": list(plan.stages), "parameters": plan.parameters}, f"{study} is right: {', '.join(plan.stages)}")
+        facts = {"study": plan.name, "stages": list(plan.stages), "parameters": plan.parameters}
+        say(as_json, facts, f"{study} is right: {', '.join(plan.stages)}")
         return
     from ftnb.study.runner import run_study
     version, new = run_study(plan, force)
-    note = "" if new else "nothing has changed since then; --force runs it again"
-    say(as_json, {**facts_of(version), "new": new},
-        f"{version.name}: {version.decision}\n{os.path.relpath(version.page)}" + (f"\n[dim]{note}[/]" if note else ""))
+    note = "" if new else "\n[dim]nothing has changed since then; --force runs it again[/]"
+    text = f"{version.name}: {version.decision}\n{os.path.relpath(version.page)}{note}"
+    say(as_json, {**facts_of(version), "new": new}, text)
 
 
 def facts_of(version: Any) -> dict[str, Any]:
@@ -123,10 +131,13 @@ def params(
         return
     schemas = stage_schemas(settings())
     if stage and stage not in schemas:
-        raise BadInput(f"no stage {stage!r}{nearest(stage, schemas)}", fix="stages are: " + ", ".join(schemas))
+        there = ", ".join(schemas)
+        raise BadInput(f"no stage {stage!r}{nearest(stage, schemas)}", fix=f"stages are: {there}")
     chosen = {s: schemas[s] for s in ([stage] if stage else schemas)}
-    as_facts = {s: [{"name": p.name, "type": p.annotation, "default": p.default, "meaning": p.meaning} for p in ps.values()]
-                for s, ps in chosen.items()}
+    as_facts = {
+        s: [{"name": p.name, "type": p.annotation, "default": p.default, "meaning": p.meaning}
+            for p in ps.values()]
+        for s, ps in chosen.items()}
     if as_json: print(json.dumps(as_facts, ensure_ascii=False))
     else:
         for name, ps in chosen.items(): out.print(parameter_table(name, ps))
@@ -135,9 +146,13 @@ def params(
 def parameter_table(stage: str, schema: Any) -> Table:
     "A stage's parameters for a terminal."
     from ftnb.foundation.parameters import shown
-    view = Table(title=stage, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in ("parameter", "type", "default", "meaning"): view.add_column(heading, overflow="fold")
-    for p in schema.values(): view.add_row(p.name, p.annotation.replace("[", r"\["), shown(p.default), p.meaning.replace("[", r"\["))
+    view = Table(title=stage, title_justify="left", title_style="bold",
+                 box=None, padding=(0, 2, 0, 0))
+    for heading in ("parameter", "type", "default", "meaning"):
+        view.add_column(heading, overflow="fold")
+    for p in schema.values():
+        kind, meaning = (text.replace("[", r"\[") for text in (p.annotation, p.meaning))
+        view.add_row(p.name, kind, shown(p.default), meaning)
     return view
 
 
@@ -146,13 +161,17 @@ def parameter_table(stage: str, schema: Any) -> Table:
 def show_settings(as_json: AsJson = False, debug: Debug = False) -> None:
     """Where things are on this site, and where each setting is from.
 
-    Change them in settings.ini or by an environment variable FTNB_<NAME>. A setting never changes a number.
+    Change them in settings.ini or by an environment variable FTNB_<NAME>. A setting never changes
+    a number.
     """
     site = settings()
     view = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("setting", "value", "from", "meaning"): view.add_column(heading, overflow="fold")
+    for heading in ("setting", "value", "from", "meaning"):
+        view.add_column(heading, overflow="fold")
     for row in site.rows(): view.add_row(*row)
-    say(as_json, {name: {"value": value, "from": source, "meaning": meaning} for name, value, source, meaning in site.rows()}, view)
+    facts = {name: {"value": value, "from": source, "meaning": meaning}
+             for name, value, source, meaning in site.rows()}
+    say(as_json, facts, view)
 
 # %% ../nbs/cli.ipynb #c11
 @app.command()
@@ -165,17 +184,21 @@ def reports(
     "The report versions there are."
     from ftnb.study.runner import all_versions
     found = [v for v in all_versions() if study in (None, v.study)]
-    if study and not found: raise BadInput(f"no report of {study!r}{nearest(study, {v.study for v in all_versions()})}")
+    if study and not found:
+        there = {v.study for v in all_versions()}
+        raise BadInput(f"no report of {study!r}{nearest(study, there)}")
     view = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("version", "decision", "report"): view.add_column(heading, overflow="fold")
     for v in found: view.add_row(v.name, v.decision, os.path.relpath(v.page))
-    say(as_json, {"reports": [facts_of(v) for v in found]}, view if found else "no reports yet: `ftnb run params/quickstart.yaml` makes one")
+    none = "no reports yet: `ftnb run params/quickstart.yaml` makes one"
+    say(as_json, {"reports": [facts_of(v) for v in found]}, view if found else none)
 
 
 @app.command()
 @guarded
 def show(
-    version: Annotated[str, typer.Argument(metavar="STUDY[@N]", help="A study's newest version, or version N.")],
+    version: Annotated[str, typer.Argument(
+        metavar="STUDY[@N]", help="A study's newest version, or version N.")],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -186,13 +209,15 @@ def show(
     found = [v for v in all_versions() if v.study == study and number in ("", str(v.number))]
     if not found:
         there = sorted({v.name for v in all_versions()} | {v.study for v in all_versions()})
-        raise BadInput(f"no report {version!r}{nearest(version, there)}", fix="`ftnb reports` lists them")
+        raise BadInput(f"no report {version!r}{nearest(version, there)}",
+                       fix="`ftnb reports` lists them")
     it = found[-1]
     blocks = [b for s in read_json(it.folder/"front.json")["stages"] for b in s["blocks"]]
     model = settings().store/"versions"/it.study/str(it.number)/"workbench"/"train"/"model"
     if as_json:
-        print(json.dumps({**facts_of(it), "model": str(model) if model.is_dir() else None,
-                          "metrics": read_json(it.folder/"metrics.json")["stages"]}, ensure_ascii=False))
+        facts = {**facts_of(it), "model": str(model) if model.is_dir() else None,
+                 "metrics": read_json(it.folder/"metrics.json")["stages"]}
+        print(json.dumps(facts, ensure_ascii=False))
         return
     out.print(f"[bold]{it.name}[/]  {it.decision}\n{os.path.relpath(it.page)}")
     if model.is_dir(): out.print(f"model: {os.path.relpath(model)}")
@@ -207,7 +232,9 @@ def number_text(n: dict[str, Any]) -> str:
 
 # %% ../nbs/cli.ipynb #c12
 @app.callback(invoke_without_command=True)
-def main_options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def main_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     if version:
         import ftnb
         print(ftnb.__version__)

@@ -13,7 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def public_data() -> Path:
     "The folder of public data sets: FTNB_TEST_DATA, or ../shared/data beside the checkout."
     folder = Path(os.environ.get("FTNB_TEST_DATA", ROOT.parent/"shared"/"data"))
-    if not folder.is_dir(): pytest.skip("no public data sets here; name their folder in FTNB_TEST_DATA")
+    if not folder.is_dir():
+        pytest.skip("no public data sets here; name their folder in FTNB_TEST_DATA")
     return folder
 
 

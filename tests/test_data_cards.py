@@ -269,7 +269,7 @@ def studies() -> dict[str, Path]:
         told = (
             YAML(typ="safe", pure=True).load(study.read_text(encoding="utf-8")).get("prepare", {})
         )
-        name = told.get("dataset_name", "requests")
+        name = told.get("dataset_name", told.get("source", "requests"))
         if (
             told.get("source", "requests") in ("requests", "operations")
             and (ROOT / "data_cards" / f"{name}.md").exists()

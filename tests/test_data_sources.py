@@ -275,6 +275,9 @@ def test_missing_things(tmp_path):
     with pytest.raises(BadInput, match="no data file"): open_source(tmp_path/"empty")
 
 
+def values(source): return [r.values for r in source]
+
+
 def test_folders_globs_and_remote(tmp_path):
     import fsspec
     for i in range(3): write(tmp_path, f"part-{i}.jsonl", f'{{"text": "{i}", "label": "a"}}\n')
@@ -282,14 +285,14 @@ def test_folders_globs_and_remote(tmp_path):
     for path in (tmp_path, f"{tmp_path}/*.jsonl"):
         assert [r.file for r in open_source(path)] == [f"part-{i}.jsonl" for i in range(3)]
     fsspec.filesystem("memory").pipe("/b/x.csv.gz", gzip.compress(b"text,label\na,b\n"))
-    assert [r.values for r in open_source("memory://b/x.csv.gz")] == [{"text": "a", "label": "b"}]
+    assert values(open_source("memory://b/x.csv.gz")) == [{"text": "a", "label": "b"}]
 
 
 def test_a_saved_dataset(tmp_path):
     import datasets
     datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(tmp_path/"set")
-    assert [r.values for r in open_source(tmp_path/"set")] == [{"text": "a", "label": 0},
-                                                               {"text": "b", "label": 1}]
+    found = values(open_source(tmp_path/"set"))
+    assert found == [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
 
 
 def test_hub_rows_get_their_class_names(monkeypatch):
@@ -301,8 +304,7 @@ def test_hub_rows_get_their_class_names(monkeypatch):
     asked = {}
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.update(k) or made)
     source = HubSource("owner/set", "", "0" * 40, "train").require("text", "label")
-    assert [r.values for r in source] == [{"text": "a", "label": "yes"},
-                                          {"text": "b", "label": "no"}]
+    assert values(source) == [{"text": "a", "label": "yes"}, {"text": "b", "label": "no"}]
     assert asked["revision"] == "0" * 40 and asked["streaming"]
     with pytest.raises(BadInput, match="no column"): source.require("txet")
 

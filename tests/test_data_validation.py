@@ -124,7 +124,8 @@ def test_votes_and_paths():
 @given(st.lists(st.tuples(st.sampled_from(["one", "One", "two  words", "two words", "x"]),
                           st.sampled_from("ab")), max_size=15))
 def test_conflicts_against_brute_force(pairs):
-    found, seen = Conflicts(), {}
+    found = Conflicts()
+    seen: dict[str, set[str]] = {}
     for text, label in pairs:
         found.add(text, label)
         seen.setdefault(" ".join(text.casefold().split()), set()).add(label)

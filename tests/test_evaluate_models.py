@@ -213,7 +213,7 @@ def test_the_stage(handed_on, tmp_path, monkeypatch):
 
 
 def test_the_stage_without_baselines(handed_on, tmp_path, monkeypatch):
-    _, found = run_stage(handed_on, tmp_path / "none", monkeypatch, baselines=[])
+    _, found = run_stage(handed_on, tmp_path / "none", monkeypatch, baselines=[], slice_columns=[])
     facts = read_json(found / "facts.json")
     assert (
         facts["comparisons"] == []

@@ -1,4 +1,4 @@
-"The house stays in order: floors, pinned revisions, notebooks that either export or run, documents that are true."
+"The house stays in order: floors, pinned revisions, notebooks that export or run, true documents."
 import ast
 import json
 import re
@@ -25,7 +25,8 @@ STAGES = [ROOT/"nbs"/"stages"/f"{name}.ipynb" for name in ORDER]
 def tracked() -> list[Path]:
     "The files that git knows, or all of them in an export without git."
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode: return [p for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts]
+    if listed.returncode:
+        return [p for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts]
     return [ROOT/name for name in listed.stdout.splitlines() if (ROOT/name).is_file()]
 
 
@@ -38,15 +39,16 @@ def imports(file: Path) -> set[str]:
     return {name for name in found if name.startswith("ftnb.")}
 
 
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT/"ftnb").rglob("*.py")
-           if not p.name.startswith("_")}
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p
+           for p in (ROOT/"ftnb").rglob("*.py") if not p.name.startswith("_")}
 
 
 def test_imports_go_down():
     for name, file in MODULES.items():
         for other in imports(file):
             here, there = name.split(".")[1], other.split(".")[1]
-            assert FLOORS.index(there) <= FLOORS.index(here), f"{name} imports {other}, a floor above"
+            goes_down = FLOORS.index(there) <= FLOORS.index(here)
+            assert goes_down, f"{name} imports {other}, a floor above"
 
 
 def test_no_import_goes_in_a_circle():
@@ -59,7 +61,8 @@ def test_studies_are_right(study):
     try: plan = read_study(study)
     except Exception as e:
         problems = getattr(e, "problems", [])
-        assert problems and all("no such file" in p.what for p in problems), str(e)  # the user's own
+        only_files = all("no such file" in p.what for p in problems)   # the user's own
+        assert problems and only_files, str(e)
         return
     assert plan.name == study.stem and plan.question
 
@@ -69,9 +72,12 @@ def test_revisions_are_pinned(study):
     for section in plain(read_yaml(study)).values():
         if not isinstance(section, dict): continue
         for name, value in section.items():
-            if name.endswith("revision") and value: assert re.fullmatch(r"[0-9a-f]{40}", value), name
-        if section.get("hub_dataset"): assert section.get("hub_revision"), f"{study.name}: unpinned data set"
-        if "/" in section.get("base_model", ""): assert section.get("base_revision"), f"{study.name}: unpinned model"
+            if name.endswith("revision") and value:
+                assert re.fullmatch(r"[0-9a-f]{40}", value), name
+        if section.get("hub_dataset"):
+            assert section.get("hub_revision"), f"{study.name}: unpinned data set"
+        if "/" in section.get("base_model", ""):
+            assert section.get("base_revision"), f"{study.name}: unpinned model"
 
 
 def test_the_schema_for_editors_is_in_step():
@@ -89,10 +95,13 @@ def test_a_stage_notebook_runs_and_exports_nothing(notebook):
     code = [c for c in found if c["cell_type"] == "code"]
     assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1
     assert not any(re.search(r"^#\|\s*(export|default_exp)", c["source"], re.M) for c in code)
-    assert not any(re.search(r"^\s*(def|class) ", c["source"], re.M) for c in code), "a function: export it"
-    assert not any(c["outputs"] for c in code), "a stage is committed without outputs: the report is its output"
+    defines = any(re.search(r"^\s*(def|class) ", c["source"], re.M) for c in code)
+    assert not defines, "a function: export it"
+    has_outputs = any(c["outputs"] for c in code)
+    assert not has_outputs, "a stage is committed without outputs: the report is its output"
     prose = "\n".join(c["source"] for c in found if c["cell_type"] == "markdown")
-    assert prose.startswith("# ") and "\n> " in prose and "## Findings" in prose and "## Limits" in prose
+    assert prose.startswith("# ") and "\n> " in prose
+    assert "## Findings" in prose and "## Limits" in prose
 
 
 @pytest.mark.parametrize("notebook", STAGES, ids=lambda p: p.stem)
@@ -119,8 +128,10 @@ def test_nothing_names_a_machine_or_holds_a_secret():
     for file in tracked():
         if file.suffix in (".png", ".parquet") or file == Path(__file__): continue
         text = file.read_text(encoding="utf-8", errors="replace")
-        assert not private.search(text), f"{file.relative_to(ROOT)}: {private.search(text)[0]}"
-        if file.suffix in (".yaml", ".ini", ".toml", ".sh"): assert not find_private(text, ["key"]), file
+        found = private.search(text)
+        assert not found, f"{file.relative_to(ROOT)}: {found[0]}"
+        if file.suffix in (".yaml", ".ini", ".toml", ".sh"):
+            assert not find_private(text, ["key"]), file
 
 
 def test_committed_versions_are_whole():
@@ -128,7 +139,8 @@ def test_committed_versions_are_whole():
         facts = read_json(file)
         assert {n: sha256(file.parent/n) for n in facts["files"]} == facts["files"], file.parent
         version = Version(file.parent, facts["study"], int(file.parent.name), facts["fingerprint"])
-        assert version.page.stat().st_size < 8_000_000 and version.decision in ("ship", "don't ship", "–")
+        assert version.page.stat().st_size < 8_000_000
+        assert version.decision in ("ship", "don't ship", "–")
 
 
 def test_the_readme_names_what_there_is():
@@ -138,13 +150,15 @@ def test_the_readme_names_what_there_is():
     for target in re.findall(r"\bmake ([a-z-]+)\b", text):
         assert target in targets or not re.search(rf"`make {target}", text), target
     from ftnb.cli import app
-    commands = {c.name or c.callback.__name__ for c in app.registered_commands}
+    commands = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
     for command in re.findall(r"^\s*ftnb ([a-z]+)", text, re.M): assert command in commands, command
 
 
 def test_the_front_door_opens_quickly():
     "`ftnb --help` loads no torch, transformers or papermill."
-    code = "import sys, ftnb.cli; print([m for m in ('torch', 'transformers', 'papermill', 'mlflow') if m in sys.modules])"
     import sys
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=settings().root)
+    heavy = ("torch", "transformers", "papermill", "mlflow")
+    command = [sys.executable, "-c",
+               f"import sys, ftnb.cli; print([m for m in {heavy} if m in sys.modules])"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=settings().root)
     assert found.stdout.strip() == "[]", found.stdout + found.stderr

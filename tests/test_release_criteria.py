@@ -181,7 +181,7 @@ def test_ships_only_when_all_is_met(criteria, gain, accuracy):
     assert d.ship == (bool(criteria) and all(r.outcome == MET for r in d.results))
     assert all(r.evidence for r in d.results if r.outcome == MET)
     assert d.to_dict()["ship"] == d.ship and d.sentence.startswith(
-        {True: "Ship", False: ("Don't ship", "Undecided")}[d.ship]
+        {True: ("Ship",), False: ("Don't ship", "Undecided")}[d.ship]
     )
 
 

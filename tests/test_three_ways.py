@@ -1,6 +1,7 @@
-"""One study, three ways: `ftnb run`, papermill with -p, and Run All in a real JupyterLab, all with the same numbers.
+"""One study, three ways: `ftnb run`, papermill with -p, Run All in a real JupyterLab; one result.
 
-The parameters are those of params/smoke.yaml. JupyterLab is driven by headless Chromium and takes part in `make test-all`.
+The parameters are those of params/smoke.yaml. JupyterLab is driven by headless Chromium and takes
+part in `make test-all`.
 """
 import os
 import shutil
@@ -55,7 +56,8 @@ def test_two_forced_runs_are_the_same_bytes(by_runner):
     for name in ("metrics.json", "index.html", "front.json", "parameters.json"):
         assert (first.folder/name).read_bytes() == (second.folder/name).read_bytes(), name
     for notebook in (first.folder/"notebooks").iterdir():
-        assert notebook.read_bytes() == (second.folder/"notebooks"/notebook.name).read_bytes(), notebook.name
+        again = second.folder/"notebooks"/notebook.name
+        assert notebook.read_bytes() == again.read_bytes(), notebook.name
 
 
 def test_a_report_says_nothing_of_the_machine(by_runner):
@@ -70,11 +72,13 @@ def test_papermill_gives_the_same_numbers(by_runner, tmp_path):
     environment = {**os.environ, "FTNB_WORKBENCH": str(tmp_path), "FTNB_TRACKING_URI": "",
                    "FTNB_DATA_CARDS": str(tmp_path/"cards")}
     for stage in ORDER:
-        command = [BIN/"papermill", ROOT/"nbs"/"stages"/f"{stage}.ipynb", tmp_path/f"{stage}.ipynb"]
+        command: list[str | Path] = [
+            BIN/"papermill", ROOT/"nbs"/"stages"/f"{stage}.ipynb", tmp_path/f"{stage}.ipynb"]
         for name, value in section(stage).items():
             if isinstance(value, list): command += ["-y", f"{name}: {value!r}"]
             else: command += ["-p", name, str(value)]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, cwd=tmp_path,
+                              capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     assert facts(tmp_path) == read_json(by_runner[0].folder/"metrics.json")["stages"]
 
@@ -84,7 +88,8 @@ def test_quickstart_is_what_run_all_gives():
     plan = read_study(ROOT/"params"/"quickstart.yaml")
     from ftnb.foundation.parameters import read_parameters
     for stage in plan.stages:
-        defaults = {n: p.default for n, p in read_parameters(ROOT/"nbs"/"stages"/f"{stage}.ipynb").items()}
+        schema = read_parameters(ROOT/"nbs"/"stages"/f"{stage}.ipynb")
+        defaults = {n: p.default for n, p in schema.items()}
         assert plan.parameters[stage] == defaults, stage
 
 
@@ -100,9 +105,11 @@ def jupyterlab(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    environment = {**os.environ, "FTNB_WORKBENCH": str(tmp_path/"bench"), "FTNB_TRACKING_URI": "", "FTNB_ROOT": str(ROOT),
-                   "FTNB_DATA_CARDS": str(tmp_path/"cards"), "JUPYTER_CONFIG_DIR": str(tmp_path/"config")}
-    command = [BIN/"jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0",
+    environment = {**os.environ, "FTNB_WORKBENCH": str(tmp_path/"bench"), "FTNB_TRACKING_URI": "",
+                   "FTNB_ROOT": str(ROOT), "FTNB_DATA_CARDS": str(tmp_path/"cards"),
+                   "JUPYTER_CONFIG_DIR": str(tmp_path/"config")}
+    command = [str(BIN/"jupyter"), "lab", "--no-browser", "--allow-root",
+               f"--port={port}", "--ServerApp.port_retries=0",
                "--IdentityProvider.token=smoke", f"--ServerApp.root_dir={tmp_path/'nbs'}"]
     with open(tmp_path/"lab.log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -127,26 +134,31 @@ def test_run_all_in_jupyterlab_gives_the_same_numbers(by_runner, jupyterlab):
     from selenium.webdriver.support.ui import WebDriverWait
     address, folder = jupyterlab
     options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--no-first-run",
-                 "--disable-background-networking", "--disable-component-update", "--disable-sync"):
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
+                 "--no-first-run", "--disable-background-networking", "--disable-component-update",
+                 "--disable-sync"):
         options.add_argument(flag)
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     browser = webdriver.Chrome(options=options, service=service)
+    idle = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
+    run_all = "li[data-command='runmenu:run-all']"
+    red = "[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg"
+
+    def found(selector): return browser.find_elements(By.CSS_SELECTOR, selector)
     try:
         for stage in ORDER:
             browser.get(f"{address}/lab/tree/{stage}.ipynb?token=smoke&reset")
             wait = WebDriverWait(browser, 90)
-            wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
-            wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status=idle]"))
-            wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#jp-MainMenu li"))
-            menu = [m for m in browser.find_elements(By.CSS_SELECTOR, "#jp-MainMenu li") if m.text.strip() == "Run"][0]
+            wait.until(lambda b: found(".jp-Notebook .jp-CodeCell"))
+            wait.until(lambda b: found(idle))
+            wait.until(lambda b: found("#jp-MainMenu li"))
+            menu = [m for m in found("#jp-MainMenu li") if m.text.strip() == "Run"][0]
             menu.click()
-            item = wait.until(lambda b: [i for i in b.find_elements(By.CSS_SELECTOR, "li[data-command='runmenu:run-all']")
-                                         if i.is_displayed()])[0]
+            item = wait.until(lambda b: [i for i in found(run_all) if i.is_displayed()])[0]
             item.click()
             deadline = time.monotonic() + 300
             while not (folder/"bench"/stage/"front.json").exists():
-                broken = browser.find_elements(By.CSS_SELECTOR, "[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg")
+                broken = found(red)
                 assert not broken, broken[0].text
                 assert time.monotonic() < deadline, f"{stage} didn't finish in JupyterLab"
                 time.sleep(1)

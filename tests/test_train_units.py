@@ -91,7 +91,9 @@ names = st.from_regex(r"[a-z][a-z_0-9]{0,20}", fullmatch=True)
     st.dictionaries(names, st.floats(-1e6, 1e6), max_size=5),
 )
 def test_metric_lines_are_read_back(done, total, metrics):
-    what, d, t, read = read_metric_line(metric_line("step", done, total, **metrics))
+    parsed = read_metric_line(metric_line("step", done, total, **metrics))
+    assert parsed is not None
+    what, d, t, read = parsed
     assert (what, d, t) == ("step", done, total) and read.keys() == metrics.keys()
     assert all(np.isclose(read[k], v, rtol=1e-5, atol=1e-12) for k, v in metrics.items())
 

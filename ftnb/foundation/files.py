@@ -97,7 +97,8 @@ def not_finite(value: Any, at: str = "$") -> str:
 
 def write_json(path: Path | str, value: Any) -> Path:
     "Write JSON atomically in canonical form: sorted keys, UTF-8, no NaN."
-    if at := not_finite(value): raise ValueError(f"{at} is not a finite number and has no JSON form")
+    if at := not_finite(value):
+        raise ValueError(f"{at} is not a finite number and has no JSON form")
     return write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -111,7 +112,7 @@ def read_json(path: Path | str) -> Any:
 
 # %% ../../nbs/foundation/files.ipynb #c13
 def sha256(path: Path | str) -> str:
-    "SHA-256 of a file's bytes, or of a folder's sorted relative names and contents, as 64 hex digits."
+    "SHA-256 of a file, or of a folder's sorted relative names and contents, as 64 hex digits."
     path = Path(path)
     if path.is_file():
         with path.open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
@@ -124,4 +125,5 @@ def sha256(path: Path | str) -> str:
 def size(path: Path | str) -> int:
     "Bytes of a file, or of all files in a folder."
     path = Path(path)
-    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(p.stat().st_size for p in files if p.is_file())

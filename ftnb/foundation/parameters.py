@@ -37,7 +37,9 @@ def limits(comment: str) -> dict[str, float]:
     if found := RANGE.search(comment):
         opening, low, high, closing = found.groups()
         ends = {"ge" if opening == "[" else "gt": low, "le" if closing == "]" else "lt": high}
-    else: ends = {{"≥": "ge", ">": "gt", "≤": "le", "<": "lt"}[s]: n for s, n in BOUND.findall(comment)}
+    else:
+        signs = {"≥": "ge", ">": "gt", "≤": "le", "<": "lt"}
+        ends = {signs[s]: n for s, n in BOUND.findall(comment)}
     return {k: float(v) for k, v in ends.items() if "∞" not in v}
 
 # %% ../../nbs/foundation/parameters.ipynb #c07
@@ -55,7 +57,8 @@ class Parameter:
         "The type with its range, for pydantic; a list's range holds for its items."
         bounds: dict[str, Any] = {**limits(self.meaning)}
         if not bounds or not holds_numbers(self.type): return self.type
-        if get_origin(self.type) is list: return list[Annotated[get_args(self.type)[0], Field(**bounds)]]  # type: ignore[misc]
+        if get_origin(self.type) is list:
+            return list[Annotated[get_args(self.type)[0], Field(**bounds)]]  # type: ignore[misc]
         return Annotated[self.type, Field(**bounds)]
 
     @property
@@ -66,18 +69,23 @@ class Parameter:
         value: Any,
     ) -> Any:  # the value, a whole number as a float where the type is float
         "The value if it may stand here; otherwise a ValueError that says what may."
-        try: return TypeAdapter(self.constrained, config=ConfigDict(strict=True)).validate_python(value)
+        checker = TypeAdapter(self.constrained, config=ConfigDict(strict=True))
+        try: return checker.validate_python(value)
         except ValidationError as e: raise ValueError(self._explain(value, e)) from None
 
     def _explain(self, value: Any, e: ValidationError) -> str:
         choices = [c for t in flatten(self.type) if get_origin(t) is Literal for c in get_args(t)]
-        if choices: return f"{value!r} is not one of {', '.join(map(repr, choices))}{nearest(str(value), map(str, choices))}"
+        if choices:
+            near = nearest(str(value), map(str, choices))
+            return f"{value!r} is not one of {', '.join(map(repr, choices))}{near}"
         first = e.errors()[0]
         item = next((i for i in first["loc"] if isinstance(i, int)), None)
         at, value = ("", value) if item is None else (f" (item {item + 1})", value[item])
-        if first["type"].startswith(("greater", "less")): return f"{value!r}{at} is out of range: {first['msg'].lower()}"
+        if first["type"].startswith(("greater", "less")):
+            return f"{value!r}{at} is out of range: {first['msg'].lower()}"
         hint = ""
-        if isinstance(value, str) and holds_numbers(self.type) and re.fullmatch(NUMBER, value): hint = f" (text; write {float(value)!r} without quotes)"
+        if isinstance(value, str) and holds_numbers(self.type) and re.fullmatch(NUMBER, value):
+            hint = f" (text; write {float(value)!r} without quotes)"
         return f"{value!r}{at} is {kind_of(value)}, and {self.annotation} is needed{hint}"
 
 # %% ../../nbs/foundation/parameters.ipynb #c09
@@ -85,30 +93,36 @@ TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 def parse_type(node: ast.expr) -> Any:
-    "The type that an annotation names: bool, int, float, str, Literal[…], list[…], Optional[…], … | None."
+    "The type that an annotation names: bool, int, float, str, Literal, list, Optional, … | None."
     if isinstance(node, ast.Name) and node.id in TYPES: return TYPES[node.id]
     if isinstance(node, ast.Constant) and node.value is None: return None
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr): return parse_type(node.left) | parse_type(node.right)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return parse_type(node.left) | parse_type(node.right)
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
         if node.value.id == "Literal": return Literal[ast.literal_eval(node.slice)]  # type: ignore[misc]
         if node.value.id == "list": return list[parse_type(node.slice)]  # type: ignore[misc]
         if node.value.id == "Optional": return Optional[parse_type(node.slice)]  # noqa: UP045
-    raise ValueError(f"type {ast.unparse(node)} is not one of bool, int, float, str, Literal, list, Optional")
+    known = "bool, int, float, str, Literal, list, Optional"
+    raise ValueError(f"type {ast.unparse(node)} is not one of {known}")
 
 
 def flatten(t: Any) -> list[Any]:
     "The members of a union, or the type itself."
-    return [m for a in get_args(t) for m in flatten(a)] if get_origin(t) in (Union, UnionType) else [t]
+    if get_origin(t) in (Union, UnionType): return [m for a in get_args(t) for m in flatten(a)]
+    return [t]
 
 
 def holds_numbers(t: Any) -> bool:
     "Whether values of this type are numbers, or lists of them."
-    return any(m in (int, float) or get_origin(m) is list and get_args(m)[0] in (int, float) for m in flatten(t))
+    numbers = (int, float)
+    return any(m in numbers or get_origin(m) is list and get_args(m)[0] in numbers
+               for m in flatten(t))
 
 
 def kind_of(value: Any) -> str:
     "What a value is, in words."
-    names: dict[type, str] = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    names: dict[type, str] = {bool: "a truth value", int: "a whole number", float: "a number",
+                              str: "text", list: "a list", dict: "a mapping"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 # %% ../../nbs/foundation/parameters.ipynb #c12
@@ -117,16 +131,19 @@ def parameters_cell(
 ) -> str:
     "The source of the cell tagged `parameters`."
     notebook = Path(notebook)
-    if not notebook.is_file(): raise BadInput(f"no stage notebook {notebook.stem!r}", str(notebook.parent))
+    if not notebook.is_file():
+        raise BadInput(f"no stage notebook {notebook.stem!r}", str(notebook.parent))
     for cell in read_json(notebook).get("cells", []):
         if "parameters" in cell.get("metadata", {}).get("tags", []): return "".join(cell["source"])
-    raise BadInput("no cell is tagged `parameters`", str(notebook), "tag one: a stage notebook states its parameters")
+    raise BadInput("no cell is tagged `parameters`", str(notebook),
+                   "tag one: a stage notebook states its parameters")
 
 
 def comments(source: str) -> dict[int, str]:
     "Line number → comment, for every comment."
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
+    return {t.start[0]: t.string.lstrip("# ").rstrip()
+            for t in tokens if t.type == tokenize.COMMENT}
 
 
 def read_parameters(
@@ -137,7 +154,8 @@ def read_parameters(
     said, found, lines = comments(source), {}, source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.Import | ast.ImportFrom): continue
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+                and node.value):
             raise BadInput("the parameters cell holds more than `name: type = default  # meaning`",
                            f"{notebook} line {node.lineno} of the cell")
         end = node.end_lineno or node.lineno
@@ -167,7 +185,9 @@ def problems(
     "Unknown names and wrong values, all of them."
     found = {}
     for name, value in values.items():
-        if name not in schema: found[name] = (f"unknown parameter {name!r}{nearest(str(name), schema)}", "known are: " + ", ".join(schema))
+        if name not in schema:
+            unknown = f"unknown parameter {name!r}{nearest(str(name), schema)}"
+            found[name] = (unknown, "known are: " + ", ".join(schema))
         else:
             try: schema[name].check(value)
             except ValueError as e: found[name] = (f"{name}: {e}", schema[name].meaning)
@@ -179,7 +199,8 @@ def stage_model(
     schema: Mapping[str, Parameter],
 ) -> type[BaseModel]:
     "A strict pydantic model of a stage's parameters."
-    fields: dict[str, Any] = {p.name: (p.constrained, Field(p.default, description=p.meaning)) for p in schema.values()}
+    fields: dict[str, Any] = {p.name: (p.constrained, Field(p.default, description=p.meaning))
+                              for p in schema.values()}
     return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 # %% ../../nbs/foundation/parameters.ipynb #c22
@@ -192,9 +213,9 @@ class Parameters:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         rows = [{"parameter": p.name, "value": shown(self.values[p.name]),
-                 "default": "" if self.values[p.name] == p.default else shown(p.default), "meaning": p.meaning}
-                for p in self.schema.values()]
-        return table(pd.DataFrame(rows).rename(columns={"default": "instead of"}), "Parameters")._repr_mimebundle_()
+                 "instead of": "" if self.values[p.name] == p.default else shown(p.default),
+                 "meaning": p.meaning} for p in self.schema.values()]
+        return table(pd.DataFrame(rows), "Parameters")._repr_mimebundle_()
 
 
 def shown(value: Any) -> str:
@@ -212,5 +233,6 @@ def show_parameters(
     schema = read_parameters(settings().stages/f"{stage}.ipynb")
     mine = {name: values[name] for name in schema}
     if wrong := problems(schema, mine):
-        raise BadInput("; ".join(what for what, _ in wrong.values()), f"parameters of {stage}", next(iter(wrong.values()))[1])
+        said = "; ".join(what for what, _ in wrong.values())
+        raise BadInput(said, f"parameters of {stage}", next(iter(wrong.values()))[1])
     return Parameters(stage, schema, {n: p.check(mine[n]) for n, p in schema.items()})

@@ -22,9 +22,10 @@ INK, FAINT = "#111112", "#888889"   # unlike any colour that a plot would choose
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "ftnb", "font.family": "sans-serif", "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-    "axes.titlelocation": "left", "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
-    "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": FAINT,
-    "grid.alpha": .25, "grid.linewidth": .6, "legend.frameon": False, "lines.linewidth": 1.8,
+    "axes.titlelocation": "left", "axes.edgecolor": FAINT, "axes.labelcolor": INK,
+    "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.grid": True, "grid.color": FAINT, "grid.alpha": .25, "grid.linewidth": .6,
+    "legend.frameon": False, "lines.linewidth": 1.8,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
 }
 
@@ -36,7 +37,8 @@ class Picture:
     alt: str
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"text/html": f'<figure class="picture">{self.svg}</figure>', "text/plain": f"[picture: {self.alt}]"}
+        return {"text/html": f'<figure class="picture">{self.svg}</figure>',
+                "text/plain": f"[picture: {self.alt}]"}
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def picture(
 
 # %% ../../nbs/foundation/pictures.ipynb #c08
 def _inline(svg: str, alt: str) -> str:
-    "SVG for a page: no XML prologue, scales to its column, described, with the page's ink; ids its own."
+    "SVG for a page: no prologue, scales to its column, described, in the page's ink; ids its own."
     from hashlib import sha256
     svg = svg[svg.index("<svg"):]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -76,7 +78,9 @@ def _inline(svg: str, alt: str) -> str:
     svg = svg.replace(INK, "currentColor").replace(INK.upper(), "currentColor")
     svg = svg.replace(FAINT, "currentColor")
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
-    if size: svg = svg.replace(size[0], f'style="width:100%;max-width:{float(size[1])*4/3:.0f}px;height:auto"', 1)
+    if size:
+        width = f"{float(size[1])*4/3:.0f}px"
+        svg = svg.replace(size[0], f'style="width:100%;max-width:{width};height:auto"', 1)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
     return re.sub(r"[ \t]+\n", "\n", svg).strip()
 
@@ -89,14 +93,19 @@ class Table:
     index: bool = False
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        with pd.option_context("display.max_colwidth", None): html = self.frame.to_html(index=self.index, border=0, classes="table", escape=True, na_rep="–",
-                                  justify="left", float_format=lambda x: f"{x:.3f}")
+        with pd.option_context("display.max_colwidth", None):
+            html = self.frame.to_html(
+                index=self.index, border=0, classes="table", escape=True, na_rep="–",
+                justify="left", float_format=lambda x: f"{x:.3f}")
         numeric = any(pd.api.types.is_numeric_dtype(t) for t in self.frame.dtypes)
         if numeric: html = re.sub(r"<td>(-?[\d.,]+)</td>", r'<td class="n">\1</td>', html)
-        if self.caption: html = html.replace("<thead>", f"<caption>{escape(self.caption)}</caption><thead>", 1)
+        if self.caption:
+            head = f"<caption>{escape(self.caption)}</caption><thead>"
+            html = html.replace("<thead>", head, 1)
         with pd.option_context("display.max_colwidth", 80, "display.width", 160):
             text = self.frame.to_string(index=self.index, float_format=lambda x: f"{x:.3f}")
-        return {"text/html": html, "text/plain": f"{self.caption}\n{text}" if self.caption else text}
+        said = f"{self.caption}\n{text}" if self.caption else text
+        return {"text/html": html, "text/plain": said}
 
 
 def table(
@@ -105,4 +114,5 @@ def table(
     index: bool = False,  # show the index, too
 ) -> Table:
     "A table for people: deterministic, escaped, with a caption. Long texts aren't cut."
-    with pd.option_context("display.max_colwidth", None): return Table(pd.DataFrame(rows), caption, index)
+    with pd.option_context("display.max_colwidth", None):
+        return Table(pd.DataFrame(rows), caption, index)

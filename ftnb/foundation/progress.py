@@ -30,7 +30,8 @@ class Progress:
     ):
         self.label, self.total, self.n, self.note = label, total, 0, ""
         self._file, self._last = os.environ.get("FTNB_PROGRESS"), 0.0
-        self._bar = tqdm(desc=label, total=total, file=sys.stderr, disable=quiet or bool(self._file))
+        self._bar = tqdm(desc=label, total=total, file=sys.stderr,
+                         disable=quiet or bool(self._file))
 
     def update(
         self,
@@ -42,10 +43,11 @@ class Progress:
         self.note = note or self.note
         self._bar.update(n)
         if note: self._bar.set_postfix_str(note)
-        if self._file and (time.monotonic() - self._last > .25 or self.n == self.total): self._tell()
+        due = time.monotonic() - self._last > .25 or self.n == self.total
+        if self._file and due: self._tell()
 
     def _tell(self) -> None:
-        "Leave the state for the runner; a progress line that can't be written is not worth failing for."
+        "Leave the state for the runner; a line that can't be written is not worth failing for."
         self._last = time.monotonic()
         if not self._file: return
         state = {"label": self.label, "n": self.n, "total": self.total, "note": self.note}

@@ -79,8 +79,9 @@ class HandingOver(Desk):
         "The record of a file that an earlier stage handed on."
         file = self.root/stage/"record.json"
         if not file.exists():
-            raise BadInput(f"{self.stage} needs what {stage} hands on, and {stage} hasn't run here", "",
-                           f"run the notebook {stage} first, or `ftnb run` for the whole study")
+            raise BadInput(
+                f"{self.stage} needs what {stage} hands on, and {stage} hasn't run here", "",
+                f"run the notebook {stage} first, or `ftnb run` for the whole study")
         outputs = read_json(file)["outputs"]
         if name not in outputs:
             raise BadInput(f"{stage} handed on no {name!r}{nearest(name, outputs)}", str(file))

@@ -16,7 +16,7 @@ from .errors import BadInput, nearest
 
 # %% ../../nbs/foundation/settings.ipynb #c05
 def repository(start: Path | None = None) -> Path:
-    "The folder of settings.ini: from FTNB_ROOT, else upwards from `start`, else the installed checkout."
+    "The folder of settings.ini: FTNB_ROOT, else upwards from `start`, else the installed checkout."
     if named := os.environ.get("FTNB_ROOT"): return Path(named).expanduser().resolve()
     here = (start or Path.cwd()).resolve()
     for folder in [here, *here.parents]:
@@ -45,7 +45,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class Settings:
-    "The site's settings, from settings.ini and the environment (FTNB_<NAME>); folders are absolute."
+    "The site's settings: settings.ini and the environment (FTNB_<NAME>); folders are absolute."
     root: Path = field(repr=False)
     stated: Stated = Stated()
     source: dict[str, str] = field(default_factory=dict)  # setting → where its value is from
@@ -95,7 +95,8 @@ def _from_file(file: Path, known: set[str]) -> tuple[dict[str, str], dict[str, s
     except (ConfigError, UnicodeDecodeError) as e:
         raise BadInput(f"can't read the settings: {e}", str(file)) from e
     for section in parser.sections():
-        if section != "ftnb": raise BadInput(f"unknown section [{section}]", str(file), "use [ftnb]")
+        if section != "ftnb":
+            raise BadInput(f"unknown section [{section}]", str(file), "use [ftnb]")
     stated = dict(parser["ftnb"]) if parser.has_section("ftnb") else {}
     for name in stated.keys() - known:
         raise BadInput(f"unknown setting {name!r}{nearest(name, known)}", str(file),

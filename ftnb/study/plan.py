@@ -69,15 +69,19 @@ def read_yaml(file: Path) -> CommentedMap:
     except FileNotFoundError:
         others = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
         raise BadInput(f"no such study{nearest(file.name, others)}", str(file)) from None
-    except (OSError, UnicodeDecodeError) as e: raise BadInput(f"can't read the study: {e}", str(file)) from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"can't read the study: {e}", str(file)) from e
     try: content = YAML(typ="rt").load(StringIO(text))
     except MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         line = f"{file} line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)
-        raise BadInput(f"not readable as YAML: {(e.problem or e.context or '').strip()}", line) from None
-    except (YAMLError, ValueError) as e: raise BadInput(f"not readable as YAML: {e}", str(file)) from None
+        what = (e.problem or e.context or "").strip()
+        raise BadInput(f"not readable as YAML: {what}", line) from None
+    except (YAMLError, ValueError) as e:
+        raise BadInput(f"not readable as YAML: {e}", str(file)) from None
     if not isinstance(content, CommentedMap):
-        raise BadInput("a study is a mapping of names to values", str(file), "params/quickstart.yaml shows one")
+        raise BadInput("a study is a mapping of names to values", str(file),
+                       "params/quickstart.yaml shows one")
     return content
 
 
@@ -99,11 +103,14 @@ class Plan:
     stages: tuple[str, ...]
     stated: dict[str, dict[str, Any]]      # by stage: what the study and the command line say
     parameters: dict[str, dict[str, Any]]  # by stage: every parameter's value
-    overrides: dict[str, Any] = field(default_factory=dict)  # "stage.name" → value, from the command line
+    overrides: dict[str, Any] = field(default_factory=dict)  # "stage.name" → value, given by -p
 
 
-TOP = {"study": "its name: lower-case letters, digits and hyphens", "question": "what it asks, in one sentence",
-       "stages": "the stages to run, if not all"}
+TOP = {
+    "study": "its name: lower-case letters, digits and hyphens",
+    "question": "what it asks, in one sentence",
+    "stages": "the stages to run, if not all",
+}
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -122,7 +129,9 @@ def read_study(
         if isinstance(section, Mapping):
             stated[stage] = plain(section)
             found += _check_section(stage, schema, section, file, site)
-        else: found.append(Problem(f"{stage} is {section!r}", *_at(content, stage, file), "write a mapping of parameters"))
+        else:
+            found.append(Problem(f"{stage} is {section!r}", *_at(content, stage, file),
+                                 "write a mapping of parameters"))
     given, wrong = parse_overrides(overrides, schemas, site)
     found += wrong
     if found: raise BadStudy(found)
@@ -132,7 +141,8 @@ def read_study(
     stages = tuple(s for s in ORDER if s in (plain(content.get("stages")) or ORDER))
     values = {s: {n: p.check(stated[s].get(n, p.default)) for n, p in schemas[s].items()}
               for s in stages}
-    found = [Problem(": ".join(filter(None, [s, e.what, e.where])), *_at(content.get(s), name, file), e.fix)
+    found = [Problem(": ".join(filter(None, [s, e.what, e.where])),
+                     *_at(content.get(s), name, file), e.fix)
              for s in stages for name, e in look_ahead(s, values[s])]
     if found: raise BadStudy(found)
     return Plan(str(content["study"]), str(content.get("question", "")), file, stages,
@@ -151,24 +161,27 @@ def _check_top(content: CommentedMap, file: Path, schemas: Mapping[str, Any]) ->
     known, found = [*TOP, *schemas], []
     for key in content:
         if key not in known:
-            found.append(Problem(f"unknown section {key!r}{nearest(str(key), known)}", *_at(content, key, file),
-                                 "known are: " + ", ".join(known)))
+            found.append(Problem(f"unknown section {key!r}{nearest(str(key), known)}",
+                                 *_at(content, key, file), "known are: " + ", ".join(known)))
     name = content.get("study")
     if not (isinstance(name, str) and NAME.fullmatch(name)):
-        found.append(Problem(f"study: {name!r} is not a name", *_at(content, "study", file), TOP["study"]))
+        at = _at(content, "study", file)
+        found.append(Problem(f"study: {name!r} is not a name", *at, TOP["study"]))
     stages = content.get("stages", [])
     for s in stages if isinstance(stages, list) else [stages]:
         if s not in schemas:
-            found.append(Problem(f"unknown stage {s!r}{nearest(str(s), schemas)}", *_at(content, "stages", file),
+            found.append(Problem(f"unknown stage {s!r}{nearest(str(s), schemas)}",
+                                 *_at(content, "stages", file),
                                  "stages are: " + ", ".join(schemas)))
     return found
 
 # %% ../../nbs/study/plan.ipynb #c17
-def _check_section(stage: str, schema: Mapping[str, Parameter], section: Mapping[str, Any], file: Path,
-                   site: Settings) -> list[Problem]:
-    "Names, types, ranges, files that must be there, criteria that must be readable, secrets that must not."
+def _check_section(stage: str, schema: Mapping[str, Parameter], section: Mapping[str, Any],
+                   file: Path, site: Settings) -> list[Problem]:
+    "Names, types and ranges; files must be there, criteria readable, and nothing a secret."
     wrong = problems(schema, plain(section))
-    found = [Problem(f"{stage}: {what}", *_at(section, name, file), fix) for name, (what, fix) in wrong.items()]
+    found = [Problem(f"{stage}: {what}", *_at(section, name, file), fix)
+             for name, (what, fix) in wrong.items()]
     for name, value in section.items():
         if name in wrong: continue
         found += [Problem(what, *_at(section, name, file), fix)
@@ -176,22 +189,26 @@ def _check_section(stage: str, schema: Mapping[str, Parameter], section: Mapping
     return found
 
 
-def check_value(stage: str, parameter: Parameter, value: Any, site: Settings) -> list[tuple[str, str]]:
+def check_value(stage: str, parameter: Parameter, value: Any,
+                site: Settings) -> list[tuple[str, str]]:
     "What a type can't say: files exist, criteria are readable, nothing is a secret."
     at = f"{stage}.{parameter.name}"
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and find_private(text, ["key"]):
-            return [(f"{at} looks like a secret", "secrets stay in the environment; parameters are printed in reports")]
+            return [(f"{at} looks like a secret",
+                     "secrets stay in the environment; parameters are printed in reports")]
     if parameter.is_path and value and not missing(value, site): return []
     if parameter.is_path and value:
-        return [(f"{at}: no such file or folder {value!r}", f"paths are taken from {site.root.name}/, the repository")]
+        return [(f"{at}: no such file or folder {value!r}",
+                 "paths are taken from the repository's folder")]
     return []
 
 
 def missing(path: str, site: Settings) -> bool:
     "Whether nothing is there; URIs and patterns are looked at when they're read."
     if "://" in path: return False
-    if any(c in path for c in "*?["): return not any((site.root).glob(path)) if not Path(path).is_absolute() else False
+    if any(c in path for c in "*?["):
+        return not Path(path).is_absolute() and not any(site.root.glob(path))
     return not (site.root/Path(path).expanduser()).exists()
 
 # %% ../../nbs/study/plan.ipynb #c19
@@ -203,10 +220,10 @@ def look_ahead(stage: str, values: Mapping[str, Any]) -> list[tuple[str, BadInpu
 
 
 def check_source(v: Mapping[str, Any]) -> None:
-    "Open the files that prepare will read: their kind, encoding and columns are looked at, no row is."
+    "Open the files that prepare will read: kind, encoding and columns are looked at, no row is."
     if v["source"] != "files": return
-    columns = Columns(v["text_column"], v["label_column"], tuple(v["keep_columns"]), v["group_column"],
-                      v["time_column"])
+    columns = Columns(v["text_column"], v["label_column"], tuple(v["keep_columns"]),
+                      v["group_column"], v["time_column"])
     paths = {"": v["path"], "validation": v["validation_path"], "test": v["test_path"]}
     reading = {n: v[n] for n in ("encoding", "delimiter", "column_names", "max_line_bytes")}
     open_sources("files", columns, paths, **reading)
@@ -214,7 +231,8 @@ def check_source(v: Mapping[str, Any]) -> None:
 
 AHEAD: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "prepare": check_source,
-    "train": lambda v: local_encoder(v["base_model"], v["base_revision"], trust_code=v["trust_remote_code"]),
+    "train": lambda v: local_encoder(v["base_model"], v["base_revision"],
+                                     trust_code=v["trust_remote_code"]),
     "release": lambda v: check_criteria(v["criteria"]),
 }
 BLAMED = {"prepare": "path", "train": "base_model", "release": "criteria"}
@@ -231,9 +249,12 @@ def parse_overrides(
         name, equals, raw = text.partition("=")
         stage, dot, parameter = name.strip().partition(".")
         where = f"-p {text}"
-        if not (equals and dot): found.append(Problem(f"{text!r} is not stage.name=value", 0, where, "such as -p train.epochs=3"))
+        if not (equals and dot):
+            found.append(Problem(f"{text!r} is not stage.name=value", 0, where,
+                                 "such as -p train.epochs=3"))
         elif stage not in schemas:
-            found.append(Problem(f"unknown stage {stage!r}{nearest(stage, schemas)}", 0, where, "stages are: " + ", ".join(schemas)))
+            found.append(Problem(f"unknown stage {stage!r}{nearest(stage, schemas)}", 0, where,
+                                 "stages are: " + ", ".join(schemas)))
         else:
             try: value = _value(schemas[stage].get(parameter), raw, site)
             except YAMLError:
@@ -241,7 +262,9 @@ def parse_overrides(
                 continue
             wrong = problems(schemas[stage], {parameter: value})
             found += [Problem(f"{stage}: {what}", 0, where, fix) for what, fix in wrong.values()]
-            if not wrong: found += [Problem(what, 0, where, fix) for what, fix in check_value(stage, schemas[stage][parameter], value, site)]
+            if not wrong:
+                refused = check_value(stage, schemas[stage][parameter], value, site)
+                found += [Problem(what, 0, where, fix) for what, fix in refused]
             given[f"{stage}.{parameter}"] = value
     return given, found
 
@@ -252,7 +275,8 @@ def _value(parameter: Parameter | None, raw: str, site: Settings) -> Any:
     if parameter and parameter.type is str: return raw
     value = plain(YAML(typ="safe").load(raw))
     listed = parameter and getattr(parameter.type, "__origin__", None) is list
-    return [v.strip() for v in raw.split(",")] if listed and isinstance(value, str) and value else value
+    if listed and isinstance(value, str) and value: return [v.strip() for v in raw.split(",")]
+    return value
 
 
 def from_here(path: str, site: Settings) -> str:
@@ -271,22 +295,25 @@ def study_schema(site: Settings | None = None) -> dict[str, Any]:
         "question": {"type": "string", "description": TOP["question"]},
         "stages": {"type": "array", "items": {"enum": list(schemas)}, "description": TOP["stages"]}}
     for name, schema in schemas.items(): top[name] = stage_model(name, schema).model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ftnb study", "type": "object",
-            "properties": top, "required": ["study"], "additionalProperties": False}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ftnb study",
+            "type": "object", "properties": top, "required": ["study"],
+            "additionalProperties": False}
 
 # %% ../../nbs/study/plan.ipynb #c29
 def fingerprint(plan: Plan, site: Settings | None = None) -> str:
     "SHA-256 over everything that a study's numbers follow from, as 64 hex digits."
     site = site or settings()
     parts = [repr((plan.name, plan.question, plan.stages)), repr(sorted(plan.parameters.items())),
-             repr(_content(plan, site)), repr(sorted(code_hashes(plan, site).items())), repr(sorted(versions().items()))]
+             repr(_content(plan, site)), repr(sorted(code_hashes(plan, site).items())),
+             repr(sorted(versions().items()))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _content(plan: Plan, site: Settings) -> list[tuple[str, str]]:
     "The content hashes of the local files and folders that parameters name."
-    named = [(f"{s}.{n}", site.root/Path(v).expanduser()) for s, ps in plan.parameters.items() for n, v in ps.items()
-             if isinstance(v, str) and v and (n == "path" or n.endswith("_path") or n == "base_model")]
+    named = [(f"{s}.{n}", site.root/Path(v).expanduser())
+             for s, ps in plan.parameters.items() for n, v in ps.items()
+             if isinstance(v, str) and v and (n in ("path", "base_model") or n.endswith("_path"))]
     return [(name, sha256(p)) for name, p in named if p.exists()]
 
 

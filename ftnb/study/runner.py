@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -58,8 +57,9 @@ class Version:
 def study_versions(study: str, site: Settings | None = None) -> list[Version]:
     "The finished versions of a study, oldest first."
     folder = (site or settings()).reports/study
-    numbers = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p/"version.json").is_file())
-    return [Version(folder/str(n), study, n, read_json(folder/str(n)/"version.json")["fingerprint"]) for n in numbers]
+    whole = (p for p in folder.glob("*") if p.name.isdigit() and (p/"version.json").is_file())
+    return [Version(folder/str(n), study, n, read_json(folder/str(n)/"version.json")["fingerprint"])
+            for n in sorted(int(p.name) for p in whole)]
 
 
 def all_versions(site: Settings | None = None) -> list[Version]:
@@ -87,9 +87,10 @@ class Run:
     @property
     def environment(self) -> dict[str, str]:
         "What the kernels are told."
-        return {"FTNB_ROOT": str(self.site.root), "FTNB_WORKBENCH": str(self.workbench), "PYTHONHASHSEED": "0",
-                "FTNB_PROGRESS": str(self.folder/"progress.json"), "TOKENIZERS_PARALLELISM": "false",
-                "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+        return {"FTNB_ROOT": str(self.site.root), "FTNB_WORKBENCH": str(self.workbench),
+                "PYTHONHASHSEED": "0", "FTNB_PROGRESS": str(self.folder/"progress.json"),
+                "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE",
+                "GOMP_SPINCOUNT": "20000"}
 
 
 def new_run(plan: Plan, site: Settings) -> Run:
@@ -126,10 +127,13 @@ class Live:
 
     def __init__(self, plan: Plan, file: Path):
         self.file, self.console = file, Console(stderr=True, highlight=False)
-        self.bar = Progress(TextColumn("{task.fields[stage]:<9}"), BarColumn(24), TextColumn("{task.fields[cell]:<11}"),
-                            TimeElapsedColumn(), TextColumn("[dim]{task.fields[doing]}"), console=self.console,
-                            disable=not self.console.is_terminal)
-        self.tasks = {s: self.bar.add_task(s, start=False, total=None, stage=s, cell="", doing="") for s in plan.stages}
+        self.bar = Progress(
+            TextColumn("{task.fields[stage]:<9}"), BarColumn(24),
+            TextColumn("{task.fields[cell]:<11}"), TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[doing]}"),
+            console=self.console, disable=not self.console.is_terminal)
+        self.tasks = {s: self.bar.add_task(s, start=False, total=None, stage=s, cell="", doing="")
+                      for s in plan.stages}
         self._stop = threading.Event()
 
     def __enter__(self):
@@ -165,8 +169,8 @@ def doing(file: Path) -> str:
     "What a notebook says it is doing: label, how far, note."
     try: state = json.loads(file.read_text())
     except (OSError, ValueError): return ""
-    share = f" {state['n']:,}/{state['total']:,}" if state.get("total") else f" {state.get('n', 0):,}"
-    return f"{state.get('label', '')}{share} {state.get('note', '')}".strip()
+    far = f"{state['n']:,}/{state['total']:,}" if state.get("total") else f"{state.get('n', 0):,}"
+    return f"{state.get('label', '')} {far} {state.get('note', '')}".strip()
 
 # %% ../../nbs/study/runner.ipynb #c15
 def run_stage(run: Run, stage: str, live: Live) -> None:
@@ -192,16 +196,18 @@ def run_stage(run: Run, stage: str, live: Live) -> None:
             live.cell(cells, cells)
 
     papermill_engines.register("ftnb", LiveEngine)
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # names were checked; it can't read Literal
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # checked before; it can't read Literal
     started = time.monotonic()
     output = run.notebook(stage)
     try:
         with environment(run.environment), sockets() as transport:
             papermill.execute_notebook(
-                run.site.stages/f"{stage}.ipynb", output, parameters=run.plan.stated[stage], engine_name="ftnb",
-                kernel_name="python3", progress_bar=False, cwd=run.site.stages, shutdown_kernel="immediate",
-                log_output=False, config=Config(KernelManager=transport))
-    except PapermillExecutionError as e: raise failure(run, stage, e.cell_index, e.ename, str(e.evalue)) from e
+                run.site.stages/f"{stage}.ipynb", output, parameters=run.plan.stated[stage],
+                engine_name="ftnb", kernel_name="python3", progress_bar=False, cwd=run.site.stages,
+                shutdown_kernel="immediate", log_output=False,
+                config=Config(KernelManager=transport))
+    except PapermillExecutionError as e:
+        raise failure(run, stage, e.cell_index, e.ename, str(e.evalue)) from e
     except (RuntimeError, OSError, ValueError) as e:
         raise failure(run, stage, None, type(e).__name__, str(e)) from e
     run.timings[stage] = time.monotonic() - started
@@ -210,22 +216,25 @@ def run_stage(run: Run, stage: str, live: Live) -> None:
 
 @contextmanager
 def sockets() -> Iterator[dict[str, str]]:
-    "How a kernel is spoken to: through sockets in a folder of their own, where the system has them."
+    "How a kernel is spoken to: by sockets in a folder of their own, where the system has them."
     if os.name != "posix":
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="ftnb-") as folder:  # short: a socket's path has 107 bytes
+    with tempfile.TemporaryDirectory(prefix="ftnb-") as folder:  # a socket's path has ≤ 107 bytes
         yield {"transport": "ipc", "ip": f"{folder}/kernel"}
 
 
-def failure(run: Run, stage: str, cell: int | None, kind: str, message: str) -> BadInput | StudyFailed:
+def failure(run: Run, stage: str, cell: int | None, kind: str,
+            message: str) -> BadInput | StudyFailed:
     "The error for a stage that failed: which stage, which cell, and how to go on."
-    if kind == "DeadKernelError": message = "the notebook's kernel died; it may have run out of memory"
+    if kind == "DeadKernelError":
+        message = "the notebook's kernel died; it may have run out of memory"
     at = f"stage {stage}" + (f", cell {cell}" if cell is not None else "")
     evidence = near(run.notebook(stage))
     if kind in ("BadInput", "BadStudy"): return BadInput(message, at)
     text = message if kind in ("StudyFailed", "DeadKernelError") else f"{kind}: {message}"
-    return StudyFailed(first_line(text), at, f"the notebook up to there is {evidence}; mend the cause and run again")
+    fix = f"the notebook up to there is {evidence}; mend the cause and run again"
+    return StudyFailed(first_line(text), at, fix)
 
 
 def near(path: Path) -> str:
@@ -236,12 +245,13 @@ def near(path: Path) -> str:
 
 def first_line(text: str) -> str:
     "The first line that says something, without terminal colours."
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return lines[0] if lines else text
 
 # %% ../../nbs/study/runner.ipynb #c18
 def assemble(run: Run) -> Path:
-    "Put a version together in the run's folder: notebooks, front page, metrics, cards, environment, page."
+    "Put a version together: notebooks, front page, metrics, cards, environment, page."
     from ftnb.study.clean import tidy
     from ftnb.study.report import render
     folder, plan = run.folder/"version", run.plan
@@ -250,20 +260,24 @@ def assemble(run: Run) -> Path:
         write_text(folder/"notebooks"/run.notebook(stage).name, nbformat.writes(notebook) + "\n")
     print_of = fingerprint(plan, run.site)
     part = {s: run.workbench/s for s in plan.stages}
-    write_json(folder/"metrics.json", {"schema": "ftnb/metrics/1", "study": plan.name, "fingerprint": print_of,
-                                       "stages": {s: optional(part[s]/"facts.json", {}) for s in plan.stages}})
-    write_json(folder/"front.json", {"study": plan.name, "question": plan.question, "fingerprint": print_of, "stages": [
-        {"stage": s, "blocks": optional(part[s]/"front.json", [])} for s in plan.stages]})
+    write_json(folder/"metrics.json", {
+        "schema": "ftnb/metrics/1", "study": plan.name, "fingerprint": print_of,
+        "stages": {s: optional(part[s]/"facts.json", {}) for s in plan.stages}})
+    blocks = [{"stage": s, "blocks": optional(part[s]/"front.json", [])} for s in plan.stages]
+    write_json(folder/"front.json", {
+        "study": plan.name, "question": plan.question, "fingerprint": print_of, "stages": blocks})
     write_json(folder/"parameters.json", {"stated": plan.stated, "all": plan.parameters})
     write_text(folder/"study.yaml", plan.file.read_text(encoding="utf-8-sig"))
     write_json(folder/"environment.json", {"machine": stage_machine(run), "packages": packages()})
     collect(run, folder)
     render(folder)
-    write_json(folder/"timings.json", {s: {"seconds": round(run.timings[s], 1), **optional(part[s]/"timings.json", {})}
-                                       for s in plan.stages})
+    write_json(folder/"timings.json", {
+        s: {"seconds": round(run.timings[s], 1), **optional(part[s]/"timings.json", {})}
+        for s in plan.stages})
     write_json(folder/"version.json", {
-        "schema": "ftnb/version/1", "study": plan.name, "fingerprint": print_of, "overrides": plan.overrides,
-        "code": code_hashes(plan, run.site), "records": {s: optional(part[s]/"record.json", {}) for s in plan.stages},
+        "schema": "ftnb/version/1", "study": plan.name, "fingerprint": print_of,
+        "overrides": plan.overrides, "code": code_hashes(plan, run.site),
+        "records": {s: optional(part[s]/"record.json", {}) for s in plan.stages},
         "files": {n: sha256(folder/n) for n in ("metrics.json", "index.html")}})
     return folder
 
@@ -289,7 +303,7 @@ def collect(run: Run, folder: Path) -> None:
 
 # %% ../../nbs/study/runner.ipynb #c19
 def publish(run: Run, built: Path) -> Version:
-    "Give a built version the next number; the run's own files stay in the store under the same name."
+    "Give a built version the next number; the run's own files stay in the store under that name."
     home = run.site.reports/run.plan.name
     number = max([0, *(int(p.name) for p in home.glob("*") if p.name.isdigit())]) + 1
     while True:
@@ -302,7 +316,8 @@ def publish(run: Run, built: Path) -> Version:
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.exists(): shutil.rmtree(kept)
     os.rename(run.folder, kept)
-    return Version(home/str(number), run.plan.name, number, read_json(home/str(number)/"version.json")["fingerprint"])
+    print_of = read_json(home/str(number)/"version.json")["fingerprint"]
+    return Version(home/str(number), run.plan.name, number, print_of)
 
 # %% ../../nbs/study/runner.ipynb #c21
 def run_study(
@@ -320,7 +335,8 @@ def run_study(
             for stage in plan.stages: run_stage(run, stage, live)
         built = assemble(run)
     except KeyboardInterrupt:
-        raise StudyFailed("stopped", f"{plan.name}", "nothing was published; run it again to start over") from None
+        raise StudyFailed("stopped", f"{plan.name}",
+                          "nothing was published; run it again to start over") from None
     return publish(run, built), True
 
 
