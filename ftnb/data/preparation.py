@@ -417,7 +417,7 @@ def conflict_sentence(prep: Preparation) -> str:
 KNOWN = {   # what ftnb brings along: title, summary, source, licence
     "requests": ("Requests",
                  "What people ask of a cloud, each labelled with the AWS service that serves it.",
-                 "written for this project by its authors with a language model's help", "cc0-1.0"),
+                 "written for this project by a language model to a brief", "cc0-1.0"),
     "operations": ("Operations",
                    "Documentation of AWS operations, each labelled with its service; names masked.",
                    f"botocore {botocore_version()}, the twenty largest services", "apache-2.0")}
