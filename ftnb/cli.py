@@ -97,9 +97,11 @@ def run(
         facts = {"study": plan.name, "stages": list(plan.stages), "parameters": plan.parameters}
         say(as_json, facts, f"{study} is right: {', '.join(plan.stages)}")
         return
-    from ftnb.study.runner import run_study
+    from ftnb.study.runner import run_study, same_bytes
     version, new = run_study(plan, force)
-    note = "" if new else "\n[dim]nothing has changed since then; --force runs it again[/]"
+    equal = ", ".join(v.name for v in same_bytes(version)) if new else ""
+    note = f"\n[dim]metrics and page are the same bytes as {equal}[/]" if equal else ""
+    if not new: note = "\n[dim]nothing has changed since then; --force runs it again[/]"
     text = f"{version.name}: {version.decision}\n{os.path.relpath(version.page)}{note}"
     say(as_json, {**facts_of(version), "new": new}, text)
 
@@ -204,7 +206,7 @@ def show(
 ) -> None:
     "A report version: its decision, its numbers, and where its files are."
     from ftnb.foundation.files import read_json
-    from ftnb.study.runner import all_versions
+    from ftnb.study.runner import all_versions, kept_files
     study, _, number = version.partition("@")
     found = [v for v in all_versions() if v.study == study and number in ("", str(v.number))]
     if not found:
@@ -213,7 +215,7 @@ def show(
                        fix="`ftnb reports` lists them")
     it = found[-1]
     blocks = [b for s in read_json(it.folder/"front.json")["stages"] for b in s["blocks"]]
-    model = settings().store/"versions"/it.study/str(it.number)/"workbench"/"train"/"model"
+    model = kept_files(it, settings())/"workbench"/"train"/"model"
     if as_json:
         facts = {**facts_of(it), "model": str(model) if model.is_dir() else None,
                  "metrics": read_json(it.folder/"metrics.json")["stages"]}

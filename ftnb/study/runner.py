@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Version', 'study_versions', 'all_versions', 'Run', 'new_run', 'check_writable', 'environment', 'Live', 'doing',
            'run_stage', 'sockets', 'failure', 'near', 'first_line', 'assemble', 'optional', 'stage_machine', 'collect',
-           'publish', 'run_study', 'stoppable']
+           'publish', 'kept_files', 'same_bytes', 'run_study', 'stoppable']
 
 # %% ../../nbs/study/runner.ipynb #c03
 import json
@@ -312,12 +312,25 @@ def publish(run: Run, built: Path) -> Version:
             if not (home/str(number)).exists(): raise cannot_write(home/str(number), e) from e
             number += 1
         else: break
-    kept = run.site.store/"versions"/run.plan.name/str(number)
+    version = Version(home/str(number), run.plan.name, number,
+                      read_json(home/str(number)/"version.json")["fingerprint"])
+    kept = kept_files(version, run.site)
     kept.parent.mkdir(parents=True, exist_ok=True)
     if kept.exists(): shutil.rmtree(kept)
     os.rename(run.folder, kept)
-    print_of = read_json(home/str(number)/"version.json")["fingerprint"]
-    return Version(home/str(number), run.plan.name, number, print_of)
+    return version
+
+
+def kept_files(version: Version, site: Settings) -> Path:
+    "Where the store keeps a version's model and other files that the report leaves out."
+    return site.store/"versions"/version.study/str(version.number)
+
+
+def same_bytes(version: Version, site: Settings | None = None) -> list[Version]:
+    "The other versions of the study whose metrics and page are the same bytes."
+    files = read_json(version.folder/"version.json")["files"]
+    return [v for v in study_versions(version.study, site)
+            if v != version and read_json(v.folder/"version.json")["files"] == files]
 
 # %% ../../nbs/study/runner.ipynb #c21
 def run_study(
@@ -328,6 +341,7 @@ def run_study(
     "Run a study's stages and publish the report version."
     site = site or settings()
     same = [v for v in study_versions(plan.name, site) if v.fingerprint == fingerprint(plan, site)]
+    same = [v for v in same if kept_files(v, site).is_dir()]
     if same and not force: return same[-1], False
     run = new_run(plan, site)
     try:
