@@ -18,7 +18,7 @@ ruff check .
 mypy --no-error-summary ftnb tests
 
 step "nbdev-test: library notebooks, in nbdev's own way"
-FTNB_STORE="$scratch/store" nbdev-test --path nbs --skip_folder_re '^[_.]|^stages$' --n_workers 2
+FTNB_STORE="$scratch/store" nbdev-test nbs --skip-folder-re '^[_.]|^stages$' --n-workers 2
 
 step "nbval: library notebooks, outputs compared"
 FTNB_STORE="$scratch/store" pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
