@@ -18,10 +18,10 @@ ruff check .
 mypy --no-error-summary ftnb tests
 
 step "nbdev-test: library notebooks, in nbdev's own way"
-FTNB_STORE="$scratch/store" nbdev-test nbs --skip-folder-re '^[_.]|^stages$' --n-workers 2
+nbdev-test nbs --skip-folder-re '^[_.]|^stages$' --n-workers 2
 
 step "nbval: library notebooks, outputs compared"
-FTNB_STORE="$scratch/store" pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
     --ignore=nbs/stages -n 2 --dist loadfile -q nbs
 
 step "nbval: stage notebooks with the parameters of params/smoke.yaml"
