@@ -21,6 +21,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         cell = getattr(item, "cell", None)
         if cell is None: continue
+        if "stderr" not in item.parent.skip_compare: item.parent.skip_compare += ("stderr",)
         if cell.get("outputs"): cell.execution_count = 0
         if "#| eval: false" in cell.source: item.add_marker(pytest.mark.skip(reason="eval: false"))
         if "parameters" in cell.metadata.get("tags", []):
