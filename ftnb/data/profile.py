@@ -339,7 +339,8 @@ def balance_picture(
                 frame.label.str.slice(0, 32), frame[split], left=left, color=colour, label=split
             )
             left = left + frame[split]
-        ax.set(xlabel="rows"); ax.grid(axis="y", visible=False); ax.legend(loc="lower right")
+        ax.set(xlabel="rows"); ax.grid(axis="y", visible=False)
+        fig.legend(loc="outside lower center", ncols=3)
     more = f", the {limit} largest of {len(made.balance)}" if len(made.balance) > limit else ""
     return picture(
         fig, f"Rows of each class{more}: from {frame['all'].min()} to {frame['all'].max()}"
