@@ -8,13 +8,14 @@ __all__ = ['Record', 'Desk', 'HandingOver', 'Workbench', 'plain']
 # %% ../../nbs/foundation/records.ipynb #c03
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import BadInput, nearest
 from .files import cannot_write, read_json, sha256, size, write_json
 from .intervals import Interval
-from .pictures import Picture
 from .settings import settings
+
+if TYPE_CHECKING: from ftnb.foundation.pictures import Picture   # pandas, only for its name
 
 # %% ../../nbs/foundation/records.ipynb #c05
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Workbench(HandingOver):
         title: str,                                                 # a few words
         sentence: str = "",                                         # what to know, computed
         numbers: list[tuple[str, Interval | str]] | None = None,    # (label, interval or text)
-        figure: Picture | None = None,                              # one picture
+        figure: "Picture | None" = None,                              # one picture
         verdict: str = "",                                          # a word or two: "ship"
     ) -> None:
         "Add a block to the report's front page."

@@ -221,7 +221,7 @@ def look_ahead(stage: str, values: Values) -> list[tuple[str, BadInput]]:
     "What a stage would refuse once it ran: (parameter, error)."
     found = []
     for (at, parameter), check in AHEAD.items():
-        if at != stage: continue
+        if at != stage or parameter not in values[stage]: continue
         try: check(values)
         except BadInput as e: found.append((parameter, e))
     return found
@@ -229,7 +229,7 @@ def look_ahead(stage: str, values: Values) -> list[tuple[str, BadInput]]:
 
 def check_source(v: Mapping[str, Any]) -> None:
     "Open the files that prepare will read: kind, encoding and columns are looked at, no row is."
-    if v["source"] != "files": return
+    if v.get("source") != "files": return
     columns = Columns(v["text_column"], v["label_column"], tuple(v["keep_columns"]),
                       v["group_column"], v["time_column"], v["text_template"])
     paths = {"": v["path"], "validation": v["validation_path"], "test": v["test_path"]}
