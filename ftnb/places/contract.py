@@ -49,7 +49,8 @@ class JobFolders:
     def here(cls) -> "JobFolders":
         "The folders of the job that this process is, from its environment."
         kept = os.environ.get("FTNB_CHECKPOINTS")
-        return cls(Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")), Path(kept) if kept else None)
+        root = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+        return cls(root, Path(kept) if kept else None)
 
     def channel(self, name: str) -> Path:
         "A channel's folder."
