@@ -6,7 +6,7 @@
 __all__ = ['Watcher', 'OPERATIONS', 'effects', 'NO_LINKS', 'Effects', 'make_folder', 'sync_folder', 'sync_file', 'move',
            'set_mode', 'remove', 'amount', 'free_space', 'cannot_write', 'writes', 'need_space', 'part_of', 'writing',
            'link', 'copy', 'link_or_copy', 'write_text', 'write_bytes', 'not_finite', 'write_json', 'read_json',
-           'sha256', 'sha256_of_folder', 'size']
+           'sha256', 'sha256_of_folder', 'files_below', 'size']
 
 # %% ../../nbs/foundation/files.ipynb #c03
 import errno
@@ -288,8 +288,7 @@ def sha256(path: Path | str) -> str:
     path = Path(path)
     if path.is_file():
         with path.open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-    return sha256_of_folder({p.relative_to(path).as_posix(): sha256(p)
-                             for p in path.rglob("*") if p.is_file()})
+    return sha256_of_folder({name: sha256(path/name) for name in files_below(path)})
 
 
 def sha256_of_folder(
@@ -297,12 +296,29 @@ def sha256_of_folder(
 ) -> str:
     "A folder's SHA-256, from those of its files."
     digest = hashlib.sha256()
-    for file in sorted(files): digest.update(f"{file}\0{files[file]}\n".encode())
+    for file in sorted(files):
+        digest.update(f"{file}\0{files[file]}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def files_below(folder: Path | str) -> list[str]:
+    "The files in a folder and below: relative names with slashes, sorted; links are followed."
+    found, todo = [], [("", (os.path.realpath(folder),))]
+    while todo:
+        below, above = todo.pop()     # above: the real folders that lead here, against circles
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                name = f"{below}{entry.name}"
+                if entry.is_file(): found.append(name)
+                elif entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else \
+                        os.path.join(above[-1], entry.name)
+                    if real not in above: todo.append((f"{name}/", (*above, real)))
+    return sorted(found)
 
 
 def size(path: Path | str) -> int:
     "Bytes of a file, or of all files in a folder."
     path = Path(path)
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(p.stat().st_size for p in files if p.is_file())
+    files = [path] if path.is_file() else [path/name for name in files_below(path)]
+    return sum(p.stat().st_size for p in files)
