@@ -41,6 +41,9 @@ class Stated:
     workbench: str = setting(".ftnb/workbench", "folder where stages meet when run by hand")
     cache: str = setting(".ftnb/cache", "folder for downloaded models and data sets")
     tracking_uri: str = setting("sqlite:///.ftnb/mlflow.db", "MLflow's store; empty: no tracking")
+    signing_key: str = setting("", "private key (PEM) that signs versions; empty: unsigned")
+    verify_key: str = setting("", "trusted public keys or certificates (PEM) of signatures")
+    not_secret: str = setting("", "marks of values that the secret scan may let through")
 
 
 @dataclass(frozen=True)
