@@ -19,7 +19,7 @@ from stat import S_ISDIR
 from typing import Any
 
 from ..foundation.errors import BadInput, StudyFailed
-from ..foundation.files import files_below, folder_digest, write_text
+from ..foundation.files import files_below, sha256_of_folder, write_text
 
 # %% ../../nbs/study/hashing.ipynb #c06
 Signature = tuple[int, int, int, int]
@@ -163,7 +163,7 @@ class Hashes(Memory):
 
     def _folder(self, home: str) -> str:
         paths = ((name, f"{home}/{name}") for name in files_below(home))
-        return folder_digest((name, self._file(path, signature(path))) for name, path in paths)
+        return sha256_of_folder({name: self._file(p, signature(p)) for name, p in paths})
 
     def _file(self, path: str, seen: Signature) -> str:
         entry = self.entries.get(path)
