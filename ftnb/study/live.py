@@ -48,7 +48,7 @@ class Display:
         console: Console | None = None,        # by default standard error
     ):
         self.files, self.expected = dict(stages), dict(expected or {})
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, force_jupyter=False)
         self.bar = Progress(
             TextColumn("{task.fields[stage]:<9}"), BarColumn(24),
             TextColumn("{task.fields[cell]:<11}"), TimeElapsedColumn(),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..foundation.errors import BadInput
-from ..foundation.files import folder_digest
+from ..foundation.files import sha256_of_folder
 from ..foundation.settings import Settings
 from .hashing import Hashes
 from .installed import Installed, installed
@@ -311,7 +311,7 @@ def local_content(path: str, site: Settings, hashes: Hashes) -> str:
     if here.exists(): return hashes.of(here)
     if not glob.has_magic(path): return ""
     found = [p for p in glob.glob(str(here), recursive=True) if os.path.isfile(p)]
-    return folder_digest((os.path.relpath(p, site.root), hashes.of(p)) for p in found) \
+    return sha256_of_folder({os.path.relpath(p, site.root): hashes.of(p) for p in found}) \
         if found else ""
 
 # %% ../../nbs/study/usage.ipynb #c26
