@@ -117,6 +117,7 @@ def test_restoring_survives_every_fault(tmp_path, sample, instead):
         keep(home)
         stage(home, instead)
         write_text(home/"bench"/"train"/"left over"/"x.txt", "x")
+        write_text(home/"bench"/"train"/"job"/"model"/"a.txt", "tampered with")
     def restore(home):
         store = open_store(home)
         receipt = find(home, store)
