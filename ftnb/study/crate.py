@@ -305,20 +305,20 @@ def add_stage(graph: Graph, number: int, stage: StageFacts, made: dict[str, str]
 # %% ../../nbs/study/crate.ipynb #c26
 NO_DATE = "1970-01-01"
 NAME = "ro-crate-metadata.json"
-APART = (NAME, "timings.json", "signature")   # not described: itself, times, what is added later
+APART = (NAME, "version.json", "timings.json", "signature")
 
 
 def add_files(graph: Graph, folder: Path) -> dict[str, str]:
     "The files of a version's folder; returns SHA-256 → path of those that aren't empty."
     held: dict[str, str] = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        path = file.relative_to(folder).as_posix()
+        path, size, digest = file.relative_to(folder).as_posix(), file.stat().st_size, sha256(file)
         if path.split("/")[0] in APART or file.name.startswith("."): continue
-        known = {}   # version.json holds the hashes of the others, this crate's among them
-        if path != "version.json":
-            known = {"sha256": sha256(file), "contentSize": str(file.stat().st_size)}
-            if file.stat().st_size: held.setdefault(known["sha256"], quote(path))
-        graph.add(quote(path), "File", name=path, encodingFormat=media_type(path), **known)
+        graph.add(quote(path), "File", name=path, encodingFormat=media_type(path),
+                  sha256=digest, contentSize=str(size))
+        if size: held.setdefault(digest, quote(path))
+    graph.add("version.json", "File", name="version.json", encodingFormat=media_type(".json"),
+              description="the version's facts, and the SHA-256 of its other files")
     return held
 
 
