@@ -69,7 +69,7 @@ def signed(tmp_path):
     write_key(tmp_path)
     site = make_site(tmp_path)
     folder = fill(tmp_path/"version")
-    sign(folder, signing_key(site))
+    sign(folder, site)
     return folder, trusted_keys(site)
 
 
@@ -151,7 +151,7 @@ def test_a_signature_by_another_key(signed, tmp_path):
     folder, trusted = signed
     write_key(tmp_path, "other")
     site = make_site(tmp_path, signing_key="other.pem", verify_key="key.pub")
-    sign(folder, signing_key(site))
+    sign(folder, site)
     state = check_signature(folder, trusted_keys(site))
     assert not state.valid and "isn't trusted" in str(state)
     assert "no verify_key" in str(check_signature(folder, {}))
@@ -177,7 +177,7 @@ def test_several_trusted_keys_and_a_certificate(tmp_path):
     for signs in ("key", "older"):
         site = make_site(tmp_path, signing_key=f"{signs}.pem", verify_key="trusted.pem")
         assert list(trusted_keys(site)) == [fingerprint(k.public_key()) for k in keys]
-        sign(folder, signing_key(site))
+        sign(folder, site)
         assert check_signature(folder, trusted_keys(site)).valid
 
 
@@ -192,7 +192,7 @@ def test_a_key_with_a_passphrase(tmp_path, monkeypatch, curve):
     assert "barley" not in str(e.value)
     monkeypatch.setenv(PASSPHRASE, "open sesame")
     folder = fill(tmp_path/"version")
-    sign(folder, signing_key(site))
+    sign(folder, site)
     monkeypatch.delenv(PASSPHRASE)                      # checking needs no secret
     assert check_signature(folder, trusted_keys(site)).valid
 
@@ -227,7 +227,7 @@ def test_a_link_cannot_be_signed(tmp_path):
     write_key(tmp_path)
     folder = fill(tmp_path/"version")
     (folder/"link").symlink_to(folder/"index.html")
-    with pytest.raises(BadInput, match="a link"): sign(folder, signing_key(make_site(tmp_path)))
+    with pytest.raises(BadInput, match="a link"): sign(folder, make_site(tmp_path))
     assert not (folder/SIGNATURE).exists()
 
 
@@ -252,13 +252,13 @@ def test_a_version_and_what_the_store_keeps_of_it(tmp_path, schema):
     site = make_site(tmp_path)
     version, model, rows = a_version(site, schema)
     assert str(signature_state(version, site)) == "unsigned"
-    sign(version.folder, signing_key(site))
+    sign(version.folder, site)
     assert signature_state(version, site).valid
     before = (model/"a.txt").read_bytes()
     (model/"a.txt").write_text("x")
     assert str(signature_state(version, site)) == "invalid: train.model differs"
     (model/"a.txt").write_bytes(before)
-    assert [p.name for p in sign_models(version, site, signing_key(site))] == ["train.model.sig"]
+    assert [p.name for p in sign_models(version, site)] == ["train.model.sig"]
     assert signature_state(version, site).valid
     (model/"a.txt").write_text("x")
     rows.write_text('{"a": 2}\n')
@@ -287,7 +287,7 @@ def test_any_two_folders_are_told_apart(tmp_path, first, second):
         for n, content in files.items():
             (tmp_path/name/n).parent.mkdir(exist_ok=True)
             (tmp_path/name/n).write_bytes(content)
-    sign(tmp_path/"one", signing_key(site), tmp_path/"sig.json")
+    sign(tmp_path/"one", site, tmp_path/"sig.json")
     state = check_signature(tmp_path/"two", trusted_keys(site), tmp_path/"sig.json")
     differs = {n for n in first.keys() | second.keys() if first.get(n) != second.get(n)}
     assert set(state.differs) == differs and state.valid == (first == second)
@@ -299,7 +299,7 @@ def test_model_signing_reads_it_and_is_read(tmp_path):
     write_key(tmp_path)
     site = make_site(tmp_path)
     folder = fill(tmp_path/"version")
-    sign(folder, signing_key(site), tmp_path/"ours.sig")
+    sign(folder, site, tmp_path/"ours.sig")
     verifier = theirs.verifying.Config().use_elliptic_key_verifier(public_key=tmp_path/"key.pub")
     verifier.verify(folder, tmp_path/"ours.sig")
     signer = theirs.signing.Config().use_elliptic_key_signer(private_key=tmp_path/"key.pem")

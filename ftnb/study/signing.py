@@ -137,12 +137,13 @@ def statement(folder: Path, name: str) -> dict[str, Any]:
 
 def sign(
     folder: Path,
-    key: "CryptoSigner",       # see signing_key
+    site: Settings,            # names the key
     to: Path | None = None,    # the file to write; by default signature.json in the folder
     name: str = "",            # what is signed; by default the folder's name
-) -> Path:
+) -> Path | None:              # the signature; None when the settings name no key
     "Sign everything in a folder."
     from securesystemslib.dsse import Envelope
+    if (key := signing_key(site)) is None: return None
     content = json.dumps(statement(folder, name or folder.name), sort_keys=True).encode()
     envelope = Envelope(content, PAYLOAD, {})
     envelope.sign(key)
@@ -241,11 +242,14 @@ def kept_outputs(
         if path.exists(): yield f"{stage}.{name}", path, record
 
 
-def sign_models(version: Version, site: Settings, key: "CryptoSigner") -> list[Path]:
+def sign_models(version: Version, site: Settings) -> list[Path]:
     "Sign each model that a version made and the store keeps, beside it in the store."
-    return [sign(path, key, kept_files(version, site)/f"{name}.sig", f"{version.study}.{name}")
-            for name, path, _ in kept_outputs(version, site)
-            if name.endswith(".model") and path.is_dir()]
+    home = kept_files(version, site)
+    models = [(name, path) for name, path, _ in kept_outputs(version, site)
+              if name.endswith(".model") and path.is_dir()]
+    signed = [sign(path, site, home/f"{name}.sig", f"{version.study}.{name}")
+              for name, path in models]
+    return [file for file in signed if file]
 
 
 def signature_state(version: Version, site: Settings) -> SignatureState:
