@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Watcher', 'OPERATIONS', 'effects', 'NO_LINKS', 'Effects', 'make_folder', 'sync_folder', 'sync_file', 'move',
-           'set_mode', 'remove', 'amount', 'free_space', 'cannot_write', 'writes', 'need_space', 'writing',
-           'link_or_copy', 'write_text', 'write_bytes', 'not_finite', 'write_json', 'read_json', 'sha256',
-           'sha256_of_folder', 'size']
+           'set_mode', 'remove', 'amount', 'free_space', 'cannot_write', 'writes', 'need_space', 'part_of', 'writing',
+           'link', 'copy', 'link_or_copy', 'write_text', 'write_bytes', 'not_finite', 'write_json', 'read_json',
+           'sha256', 'sha256_of_folder', 'files_below', 'size']
 
 # %% ../../nbs/foundation/files.ipynb #c03
 import errno
@@ -77,11 +77,12 @@ def sync_file(path: Path | str) -> None:
 def move(
     source: Path | str,
     target: Path | str,  # on the same disk; a file there is replaced, a folder only if it's empty
+    sync: bool = True,   # whether the new name must outlive a power cut
 ) -> Path:
     "Give a file or folder another name, in one step."
     effects("rename", target)
     os.replace(source, target)
-    sync_folder(Path(target).parent)
+    if sync: sync_folder(Path(target).parent)
     return Path(target)
 
 
@@ -167,6 +168,11 @@ class _Announced(io.FileIO):
         return done + super().write(content[done:])
 
 
+def part_of(path: Path) -> Path:
+    "A new temporary name beside a file."
+    return path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}.part")
+
+
 @contextmanager
 def writing(
     path: Path | str,          # the file to write; its folder is made if need be
@@ -176,7 +182,7 @@ def writing(
 ) -> Iterator[IO]:             # a handle; its content replaces `path` when the block ends well
     "Write a file atomically: temporary file, fsync, rename."
     path = Path(path)
-    part = path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}.part")
+    part = part_of(path)
     try:
         make_folder(path.parent)
         effects("create", part)
@@ -204,23 +210,39 @@ def _buffered(raw: io.FileIO, binary: bool, newline: str) -> IO:
 NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def link_or_copy(
+def link(
     source: Path | str,  # a regular file
     target: Path | str,  # its other name; FileExistsError when there is one
-) -> bool:               # True for a link, False for a copy
-    "Give a file a second name; a copy where links can't be made."
-    target = Path(target)
+) -> bool:               # False where links can't be made
+    "Give a file a second name."
     try:
         effects("link", target)
         os.link(source, target)
         return True
     except OSError as e:
         if e.errno not in NO_LINKS: raise
-    if target.exists(): raise FileExistsError(errno.EEXIST, "File exists", str(target))
+        return False
+
+
+def copy(
+    source: Path | str,
+    target: Path | str,  # replaced in one step when there is one
+) -> None:
+    "Copy a file's content, after a look at the room that takes."
     needs = os.path.getsize(source)
-    need_space(target.parent, needs)
+    need_space(Path(target).parent, needs)
     with writing(target, "wb", needs=needs) as out, open(source, "rb") as f:
         while chunk := f.read(1 << 20): out.write(chunk)
+
+
+def link_or_copy(
+    source: Path | str,  # a regular file
+    target: Path | str,  # FileExistsError when there is one
+) -> bool:               # True for a link, False for a copy
+    "Give a file a second name; a copy where links can't be made."
+    if link(source, target): return True
+    if os.path.lexists(target): raise FileExistsError(errno.EEXIST, "File exists", str(target))
+    copy(source, target)
     return False
 
 # %% ../../nbs/foundation/files.ipynb #c27
@@ -266,8 +288,7 @@ def sha256(path: Path | str) -> str:
     path = Path(path)
     if path.is_file():
         with path.open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-    return sha256_of_folder({p.relative_to(path).as_posix(): sha256(p)
-                             for p in path.rglob("*") if p.is_file()})
+    return sha256_of_folder({name: sha256(path/name) for name in files_below(path)})
 
 
 def sha256_of_folder(
@@ -275,12 +296,29 @@ def sha256_of_folder(
 ) -> str:
     "A folder's SHA-256, from those of its files."
     digest = hashlib.sha256()
-    for file in sorted(files): digest.update(f"{file}\0{files[file]}\n".encode())
+    for file in sorted(files):
+        digest.update(f"{file}\0{files[file]}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def files_below(folder: Path | str) -> list[str]:
+    "The files in a folder and below: relative names with slashes, sorted; links are followed."
+    found, todo = [], [("", (os.path.realpath(folder),))]
+    while todo:
+        below, above = todo.pop()     # above: the real folders that lead here, against circles
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                name = f"{below}{entry.name}"
+                if entry.is_file(): found.append(name)
+                elif entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else \
+                        os.path.join(above[-1], entry.name)
+                    if real not in above: todo.append((f"{name}/", (*above, real)))
+    return sorted(found)
 
 
 def size(path: Path | str) -> int:
     "Bytes of a file, or of all files in a folder."
     path = Path(path)
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(p.stat().st_size for p in files if p.is_file())
+    files = [path] if path.is_file() else [path/name for name in files_below(path)]
+    return sum(p.stat().st_size for p in files)
