@@ -19,6 +19,7 @@ from typing import Any
 
 from ..foundation.files import read_json
 from ..foundation.settings import Settings
+from ..study.syntax import code_hash
 from ..study.versions import Version
 
 # %% ../../nbs/versions/edits.ipynb #c05
@@ -49,7 +50,7 @@ class Edit:
     "A piece of code that differs."
     where: str    # stage or module
     name: str     # of the cell or function
-    kind: str     # changed, added, removed, or comments only
+    kind: str     # changed, added, removed, or words only: comments, docstrings
     diff: str     # unified, as text
 
 
@@ -74,7 +75,7 @@ def edits(
         before = old.get(name)
         if before == source: continue
         kind = "added" if before is None else "changed"
-        if before is not None and bare(before) == bare(source): kind = "comments only"
+        if before is not None and bare(before) == bare(source): kind = "words only"
         found.append(Edit(where, name, kind, text_diff(before or "", source, name)))
     gone = [(name, source) for name, source in old.items() if name not in new]
     return found + [Edit(where, name, "removed", text_diff(text, "", name)) for name, text in gone]
@@ -102,6 +103,7 @@ def pieces(source: str) -> list[tuple[str, str]]:
             inside = {n for m in methods for n in _span(m)}
             mine = [n for n in mine if n not in inside]
         found.setdefault(_called(node), []).extend(lines[n] for n in mine)
+    found.pop("__all__", None)   # nbdev's list of what the module exports
     return [(name, dedent("\n".join(part))) for name, part in found.items()]
 
 
@@ -125,7 +127,7 @@ def _called(node: ast.stmt) -> str:
 # %% ../../nbs/versions/edits.ipynb #c14
 def digests(source: str) -> set[str]:
     "The hashes under which versions record a module."
-    return {hashlib.sha256(source.encode()).hexdigest()}
+    return {hashlib.sha256(source.encode()).hexdigest(), code_hash(source)}
 
 
 def _git(root: Path, *command: str, given: str = "") -> bytes:
@@ -178,7 +180,7 @@ def sources(
 class ModuleChange:
     "A module that differs."
     path: str
-    kind: str              # changed, added, removed, or comments only
+    kind: str              # changed, added, removed, or words only: comments, docstrings
     edits: list[Edit]      # by function, where both sources were found
     said: str = ""         # why there are none
 
@@ -187,7 +189,8 @@ def recorded_modules(version: Version, site: Settings) -> dict[str, str]:
     "Path of every module of ours that a version used → its hash."
     facts = version.facts
     if "code" in facts:   # ftnb/version/1: the package's files
-        return {f"ftnb/{name}": h for name, h in facts["code"].items() if name.endswith(".py")}
+        return {f"ftnb/{name}": h for name, h in facts["code"].items()
+                if name.endswith(".py") and not name.endswith("_modidx.py")}
     beside = site.stages.relative_to(site.root).as_posix()
     found = {}
     for stage in facts.get("stages", {}).values():
@@ -214,7 +217,7 @@ def module_changes(a: Version, b: Version, site: Settings) -> list[ModuleChange]
         else:
             made = edits(pieces(texts[0]), pieces(texts[1]), path)
             same = bare(texts[0]) == bare(texts[1])
-            found.append(ModuleChange(path, "comments only" if same else kind, made))
+            found.append(ModuleChange(path, "words only" if same else kind, made))
     return found
 
 # %% ../../nbs/versions/edits.ipynb #c19
@@ -230,8 +233,8 @@ class CodeChanges:
     @property
     def sentence(self) -> str:
         "The finding, in words."
-        real = [e for e in self.cells if e.kind != "comments only"]
-        modules = [m for m in self.modules if m.kind != "comments only"]
+        real = [e for e in self.cells if e.kind != "words only"]
+        modules = [m for m in self.modules if m.kind != "words only"]
         counts = [(real, "cell", "cells"), (modules, "module", "modules"),
                   (self.packages, "package", "packages"),
                   (self.machine, "machine fact", "machine facts")]
@@ -245,8 +248,8 @@ class CodeChanges:
         return asdict(self) | {"sentence": self.sentence}
 
     def _repr_markdown_(self):
-        shown = [e for e in self.cells if e.kind != "comments only"]
-        shown += [e for m in self.modules for e in m.edits if e.kind != "comments only"]
+        shown = [e for e in self.cells if e.kind != "words only"]
+        shown += [e for m in self.modules for e in m.edits if e.kind != "words only"]
         rows = [f"| {e.where} | {e.name} | {e.kind} |" for e in shown]
         rows += [f"| {m.path} | | {m.kind} |" for m in self.modules if not m.edits]
         rows += [f"| {what} | {n} | {x or '–'} → {y or '–'} |" for what, found in
