@@ -17,6 +17,7 @@ import pandas as pd
 from ..data.profile import language, words
 from ..evaluate.comparisons import holm
 from ..foundation.pictures import Table, table
+from ..study.rows import SPLITS
 
 # %% ../../nbs/versions/drift.ipynb #c05
 def psi(
@@ -184,7 +185,7 @@ def profile_drift(
     **how: Any,                       # features, shuffles, most, seed
 ) -> list[Drift]:                     # corrected
     "What shifted in any split."
-    splits = [s for s in ("train", "validation", "test")
+    splits = [s for s in SPLITS
               if any(r["split"] == s for r in a) and any(r["split"] == s for r in b)]
     of = lambda rows, s: [r for r in rows if r["split"] == s]
     made = [d for s in splits for d in drift(of(a, s), of(b, s), s, level=level, **how)]

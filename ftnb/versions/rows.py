@@ -17,6 +17,7 @@ from typing import Any
 from ..data.preparation import read_examples
 from ..foundation.files import sha256
 from ..foundation.settings import Settings
+from ..study.rows import FILE, SPLITS, read_rows_digests
 from ..study.versions import Version, kept_files
 
 # %% ../../nbs/versions/rows.ipynb #c06
@@ -160,23 +161,23 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 # %% ../../nbs/versions/rows.ipynb #c18
 def compare_digests(
-    a: Sequence[str],   # lines: split, tab, digest
-    b: Sequence[str],
+    a: Mapping[str, Sequence[str]],   # split → the digests of its rows
+    b: Mapping[str, Sequence[str]],
 ) -> RowChanges:
     "Rows of two versions, by digest."
-    rows = [[{"split": s, "text": digest, "label": ""} for s, digest in
-             (line.split("\t") for line in lines)] for lines in (a, b)]
+    rows = [[{"split": split, "text": digest, "label": ""} for split, names in side.items()
+             for digest in names] for side in (a, b)]
     found = compare_rows(*rows, shown=0)
     return replace(found, by="digests", examples={}, columns=([], []), labels=([], []), said=(
         "Only digests of the rows are here: a row with another label or id counts as one removed "
         "and one added, and no text can be shown."))
 
-# %% ../../nbs/versions/rows.ipynb #c19
+# %% ../../nbs/versions/rows.ipynb #c20
 def version_rows(version: Version, site: Settings) -> list[dict[str, Any]] | None:
     "A version's rows with their splits, if it kept them."
     folder = handed_on(version, site, "prepare", "examples")
     if not folder: return None
-    return [row | {"split": split} for split in ("train", "validation", "test")
+    return [row | {"split": split} for split in SPLITS
             if (folder/f"{split}.jsonl").is_file() for row in read_examples(folder, split)]
 
 
@@ -185,9 +186,8 @@ def row_changes(a: Version, b: Version, site: Settings, shown: int = 3) -> RowCh
     hashes = [records(v).get("prepare", {}).get("examples", {}).get("sha256") for v in (a, b)]
     rows = [version_rows(v, site) for v in (a, b)]
     if rows[0] is not None and rows[1] is not None: return compare_rows(rows[0], rows[1], shown)
-    lists = [v.folder/"rows.txt" for v in (a, b)]
-    if all(p.is_file() for p in lists):
-        return compare_digests(*(p.read_text(encoding="utf-8").splitlines() for p in lists))
+    if all((v.folder/FILE).is_file() for v in (a, b)):
+        return compare_digests(*(read_rows_digests(v.folder) for v in (a, b)))
     gone = ", ".join(v.name for v, r in zip((a, b), rows, strict=True) if r is None)
     if not all(hashes):
         return RowChanges("nothing", False, said=f"What {gone} was made of isn't recorded here.")
