@@ -85,7 +85,7 @@ class Drift:
     @property
     def verdict(self) -> str:
         "drift, with the usual word for its size, or none beyond chance."
-        if self.p == 1 and self.psi == 0: return "the same rows"
+        if self.p == 1 and self.psi == 0: return "no change"
         if self.p_corrected >= 1 - self.level: return "no more than chance"
         size = "small" if self.psi < .1 else "moderate" if self.psi < .25 else "large"
         return f"{size} drift"

@@ -7,7 +7,7 @@ __all__ = ['IDS', 'LOOKED_AT', 'GAIN', 'intervals', 'looked_at', 'at_level', 'un
            'gap_differences', 'CriterionChange', 'criteria_changes', 'criteria_table']
 
 # %% ../../nbs/versions/recorded.ipynb #c03
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +78,13 @@ def unpaired(name: str, a: Interval, b: Interval, level: float = .95, better: st
                       unit, note=note)
 
 
-def recorded_differences(a: Version, b: Version, level: float = .95) -> list[Difference]:
-    "Numbers that both versions recorded and that are looked at, unpaired; not yet corrected."
+def recorded_differences(a: Version, b: Version, level: float = .95,
+                         equal: Collection[str] = ()) -> list[Difference]:
+    "Numbers that both recorded and that are looked at, but of `equal` stages; not yet corrected."
     ours, theirs = ({p: i for p, i in intervals(v.metrics) if np.isfinite(i.estimate)}
                     for v in (a, b))
     found = []
-    for path in (p for p in ours if p in theirs):
+    for path in (p for p in ours if p in theirs and p[0] not in equal):
         if about := looked_at(path):
             better, unit, name = about
             found.append(unpaired(name, ours[path], theirs[path], level, better, unit))
