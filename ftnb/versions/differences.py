@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOWER', 'POINTS', 'UNITS', 'SCORES', 'COUNTED', 'METRICS', 'Pair', 'Difference', 'accuracy_change', 'score_change',
-           'count_changes', 'auc_change', 'mover', 'calibration_change', 'corrected', 'paired_differences', 'in_short',
-           'sentence']
+           'count_changes', 'auc_change', 'mover', 'curve_change', 'calibration_change', 'corrected',
+           'paired_differences', 'in_short', 'sentence']
 
 # %% ../../nbs/versions/differences.ipynb #c03
 from collections.abc import Callable, Sequence
@@ -25,7 +25,14 @@ from ftnb.evaluate.bootstrap import (
     over_resamples,
     placements,
 )
-from ..evaluate.calibration import Binning, bin_edges, ece, in_bins
+from ftnb.evaluate.calibration import (
+    WIDER,
+    Binning,
+    SizeCurve,
+    bin_edges,
+    in_bins,
+    size_curve,
+)
 from ftnb.evaluate.comparisons import (
     accuracy_difference,
     detectable,
@@ -226,25 +233,49 @@ def mover(
     return Interval(d, d - below, d + above, a.level), p
 
 # %% ../../nbs/versions/differences.ipynb #c24
+def curve_change(
+    a: SizeCurve,
+    b: SizeCurve,
+    alike: float = 0.,       # correlation of the two errors
+    level: float = .95,      # nominal coverage
+    steps: int = 161,
+) -> tuple[Interval, float]: # b − a, and the p at which the interval would just end at 0
+    "Difference of two calibration errors by inverting a joint test."
+    sizes = np.linspace(0, max(a.sizes[-1], b.sizes[-1]), steps)
+    x, y = (norm.ppf(np.clip(np.interp(sizes, c.sizes, c.below), 1e-3, 1 - 1e-3)) for c in (a, b))
+    u, v = np.meshgrid(x, y, indexing="ij")
+    surprise = (u**2 - 2 * alike * u * v + v**2) / (1 - alike**2)
+    alone = lambda u, v: np.maximum(u, 0)**2 + v**2
+    if x[0] < 0: surprise[0] = np.minimum(surprise[0], alone(x[0], y))
+    if y[0] < 0: surprise[:, 0] = np.minimum(surprise[:, 0], alone(y[0], x))
+    if x[0] < 0 and y[0] < 0: surprise[0, 0] = 0
+    law = student(max(min(a.units, b.units) - 1, 1))
+    least = np.array([np.diagonal(surprise, k).min() for k in range(1 - steps, steps)])**.5 / WIDER
+    kept = np.arange(1 - steps, steps)[least <= law.ppf((1 + level) / 2)] * sizes[1]
+    d = b.at(.5) - a.at(.5)
+    ends = min([d, *kept[:1]]), max([d, *kept[-1:]])
+    return Interval(d, float(ends[0]), float(ends[1]), level), float(2 * law.sf(least[steps - 1]))
+
+# %% ../../nbs/versions/differences.ipynb #c25
 def calibration_change(
     pair: Pair,
     level: float = .95,       # nominal coverage
-    replicates: int = 500,    # of each calibration error, and resamples for the correlation
+    replicates: int = 500,    # draws for each size, and resamples for the correlation
     seed: int = 0,
     bins: int = 10,
     binning: Binning = "equal mass",
 ) -> Difference:
-    "Calibration error: both errors' intervals, and how they move together over resamples."
-    found, plugins = [], []
+    "Calibration error: which sizes of both are no surprise, and how far apart they are."
+    curves, plugins = [], []
     for said, right in zip((pair.a, pair.b), pair.right, strict=True):
         sure = said.max(1)
-        found.append(ece(sure, right, pair.groups, level, replicates, seed, bins, binning))
+        curves.append(size_curve(sure, right, pair.groups, replicates, seed, bins, binning))
         plugins.append(_plugins(sure, right, pair.codes, replicates, seed, bins, binning))
     spread = min(np.std(x) for x in plugins)
-    alike = float(np.corrcoef(*plugins)[0, 1]) if spread > 0 else 0.
-    change, p = mover(*found, alike)
-    return Difference("calibration_error", found[0].estimate, found[1].estimate, change, p,
-                      "interval inverted", True, "lower", UNITS["calibration_error"])
+    alike = float(np.clip(np.corrcoef(*plugins)[0, 1], -.999, .999)) if spread > 0 else 0.
+    change, p = curve_change(*curves, alike, level)
+    return Difference("calibration_error", curves[0].at(.5), curves[1].at(.5), change, p,
+                      "joint sizes", True, "lower", UNITS["calibration_error"])
 
 
 def _plugins(sure, right, codes, replicates, seed, bins, binning) -> np.ndarray:
@@ -253,7 +284,7 @@ def _plugins(sure, right, codes, replicates, seed, bins, binning) -> np.ndarray:
     place = (where[:, None] == np.arange(where.max() + 1)) * (right - sure)[:, None]
     return over_resamples(lambda w: np.abs(w @ place).sum(1) / w.sum(1), codes, replicates, seed)
 
-# %% ../../nbs/versions/differences.ipynb #c27
+# %% ../../nbs/versions/differences.ipynb #c28
 METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "balanced_accuracy", "mcc",
            "auc", "log_loss", "brier", "calibration_error")
 
@@ -294,7 +325,7 @@ def paired_differences(
             found.append(calibration_change(pair, level, few, seed, bins, binning))
     return corrected(sorted(filter(None, found), key=lambda d: metrics.index(d.name)))
 
-# %% ../../nbs/versions/differences.ipynb #c30
+# %% ../../nbs/versions/differences.ipynb #c31
 def in_short(name: str) -> str:
     "A metric's name in a sentence."
     return NAMES.get(name, name).split(" (")[0].split(",")[0] if name in NAMES else name
