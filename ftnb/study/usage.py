@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..foundation.errors import BadInput
-from ..foundation.files import folder_digest
+from ..foundation.files import sha256_of_folder
 from ..foundation.settings import Settings
 from .hashing import Hashes
 from .installed import Installed, installed
@@ -45,6 +45,7 @@ class Places:
         self._known: dict[str, Path | None] = {}
         self._names: dict[Path, frozenset[str]] = {}
         self.bared: set[Path] = set()    # packages without __init__
+        self.listed: set[str] = set()    # folders that were looked into
 
     def find(self, name: str) -> Path | None:
         "The file of a module, or the folder of a package without __init__; None if it isn't ours."
@@ -91,6 +92,7 @@ class Places:
         if folder not in self._names:
             try: self._names[folder] = frozenset(os.listdir(folder))
             except OSError: self._names[folder] = frozenset()
+            self.listed.add(str(folder))
         return self._names[folder]
 
     def regular(self, folder: Path, name: str) -> Path | None:
@@ -179,7 +181,7 @@ class Sources(Places):
     def __init__(self, folders: Sequence[Path], packages: Mapping[str, Path], there: Installed,
                  hashes: Hashes):
         super().__init__(folders, packages, there)
-        self.hashes = hashes
+        self.hashes, self.listed = hashes, hashes.listed
         self._read: dict[str, Source] = {}
 
     def source(self, name: str) -> Source:
@@ -270,6 +272,7 @@ class Package:
     def __init__(self, name: str, home: Path, sources: Sources):
         self.code, self.data = data_files(name, home)
         self.sources = sources
+        sources.listed |= {str(home), *(str(f.parent) for f in self.code)}
 
     @cached_property
     def named(self) -> set[str]:
@@ -308,10 +311,12 @@ def local_content(path: str, site: Settings, hashes: Hashes) -> str:
     path = path.removeprefix("file://")
     if "://" in path: return ""
     here = site.root/Path(path).expanduser()
+    hashes.asked.add(str(here))        # what isn't there was looked for, too
     if here.exists(): return hashes.of(here)
     if not glob.has_magic(path): return ""
+    hashes.walked.add(str(next(p for p in here.parents if not glob.has_magic(str(p)))))
     found = [p for p in glob.glob(str(here), recursive=True) if os.path.isfile(p)]
-    return folder_digest((os.path.relpath(p, site.root), hashes.of(p)) for p in found) \
+    return sha256_of_folder({os.path.relpath(p, site.root): hashes.of(p) for p in found}) \
         if found else ""
 
 # %% ../../nbs/study/usage.ipynb #c26
