@@ -136,6 +136,8 @@ def source_of(
                 if "." not in module: others.add(module)
                 break
             if file not in places.bared: uses.add(module)
+    if any((m, n) == ("importlib.metadata", "distributions") for _, m, n in facts["imports"]):
+        others.add("*")      # it looks at everything that is installed
     return Source(facts["hash"], frozenset(uses), frozenset(others), frozenset(facts["texts"]))
 
 
@@ -359,7 +361,8 @@ class Usage:
         for name in sorted({m.partition(".")[0] for m in used.modules}):
             if package := self.package(name): files |= package.files_used(used)
         return {"modules": dict(sorted(used.modules.items())), "files": files,
-                "packages": self.installed.closure(used.others)}
+                "packages": dict(sorted(self.installed.versions.items())) if "*" in used.others
+                else self.installed.closure(used.others)}
 
     def notebook(self, stage: str) -> dict[str, Any]:
         "The facts of a stage notebook's code cells."
