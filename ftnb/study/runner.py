@@ -28,7 +28,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..foundation.errors import BadInput, StudyFailed
 from ..foundation.files import cannot_write, read_json, sha256, write_json, write_text
-from ..foundation.machine import machine_facts, packages
+from ..foundation.environment import packages
+from ..foundation.machine import machine_facts
 from ..foundation.settings import Settings, settings
 from .plan import Plan, code_hashes, fingerprint
 
