@@ -206,6 +206,7 @@ class Member:
     number: int        # from 1, in the order in which members were asked for
     sheet: Sheet
     plan: Plan
+    study: str         # the study's file, as seen from the repository's folder
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -216,7 +217,7 @@ class Member:
     def command(self) -> str:
         "The command that makes it a version of its own; shared stages aren't run again."
         parts = [f"-p {quote(f'{n}={v}')}" for n, v in self.sheet.given.items()]
-        return " ".join(["ftnb run", quote(os.path.relpath(self.plan.file)), *parts])
+        return " ".join(["ftnb run", quote(self.study), *parts])
 
 
 class Checker:
@@ -277,7 +278,9 @@ def read_members(
         found += wrong
     found = unique(found) or same_twice(sheets, plans)
     if found: raise BadStudy(found)
-    return [Member(n, s, p) for n, (s, p) in enumerate(zip(sheets, plans, strict=True), 1) if p]
+    name = Path(os.path.relpath(file.resolve(), site.root)).as_posix()
+    return [Member(n, s, p, name)
+            for n, (s, p) in enumerate(zip(sheets, plans, strict=True), 1) if p]
 
 
 def checked_base(file: Path, sheets: Sequence[Sheet], schemas: Schemas,
