@@ -103,7 +103,7 @@ class Plan:
     question: str
     file: Path
     stages: tuple[str, ...]
-    stated: dict[str, dict[str, Any]]      # by stage: what the study and the command line say
+    given: dict[str, dict[str, Any]]       # by stage: the values that differ from the defaults
     parameters: dict[str, dict[str, Any]]  # by stage: every parameter's value
     overrides: dict[str, Any] = field(default_factory=dict)  # "stage.name" → value, given by -p
 
@@ -147,8 +147,9 @@ def read_study(
                      *_at(content.get(s), name, file), e.fix)
              for s in stages for name, e in look_ahead(s, values)]
     if found: raise BadStudy(found)
+    differ = {s: {n: v for n, v in values[s].items() if v != schemas[s][n].default} for s in stages}
     return Plan(str(content["study"]), str(content.get("question", "")), file, stages,
-                {s: stated[s] for s in stages}, values, given)
+                differ, values, given)
 
 # %% ../../nbs/study/plan.ipynb #c15
 def _at(section: Any, key: Any, file: Path) -> tuple[int, str]:

@@ -203,7 +203,7 @@ def run_stage(run: Run, stage: str, live: Live) -> None:
     try:
         with environment(run.environment), sockets() as transport:
             papermill.execute_notebook(
-                run.site.stages/f"{stage}.ipynb", output, parameters=run.plan.stated[stage],
+                run.site.stages/f"{stage}.ipynb", output, parameters=run.plan.given[stage],
                 engine_name="ftnb", kernel_name="python3", progress_bar=False, cwd=run.site.stages,
                 shutdown_kernel="immediate", log_output=False,
                 config=Config(KernelManager=transport))
@@ -267,7 +267,7 @@ def assemble(run: Run) -> Path:
     blocks = [{"stage": s, "blocks": optional(part[s]/"front.json", [])} for s in plan.stages]
     write_json(folder/"front.json", {
         "study": plan.name, "question": plan.question, "fingerprint": print_of, "stages": blocks})
-    write_json(folder/"parameters.json", {"stated": plan.stated, "all": plan.parameters})
+    write_json(folder/"parameters.json", {"stated": plan.given, "all": plan.parameters})
     write_text(folder/"study.yaml", plan.file.read_text(encoding="utf-8-sig"))
     write_json(folder/"environment.json", {"machine": stage_machine(run), "packages": packages()})
     collect(run, folder)
