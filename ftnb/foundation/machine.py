@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +58,13 @@ def instruction_sets() -> list[str]:
 def machine_facts() -> dict[str, object]:
     "What about this machine can change bits: architecture, instruction sets, Python, torch build."
     torch = sys.modules.get("torch")
+    try: build = torch.__version__ if torch else version("torch")
+    except PackageNotFoundError: build = None
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
         "instruction_sets": instruction_sets(),
         "python": platform.python_version(),
-        "torch": torch.__version__ if torch else None,
+        "torch": build,
         "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
     }

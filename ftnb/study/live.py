@@ -91,10 +91,10 @@ class Live(Display):
         "So many cells of the notebook are done."
         self.bar.update(self.tasks[stage], total=cells, completed=n, cell=f"cell {n}/{cells}")
 
-    def waits(self, stage: str, for_whom: str) -> None:
+    def waits(self, stage: str, text: str) -> None:
         "Another process is executing this very stage."
-        self.bar.update(self.tasks[stage], doing=f"waiting for {for_whom}")
-        if not self.console.is_terminal: self.console.print(f"{stage:<9} waiting for {for_whom}")
+        self.bar.update(self.tasks[stage], doing=text)
+        if not self.console.is_terminal: self.console.print(f"{stage:<9} {text}")
 
     def done(self, stage: str, note: str = "") -> None:
         "The stage is settled."
