@@ -226,9 +226,9 @@ class Checker:
     def __init__(self, file: Path, base: Plan, schemas: Schemas, site: Settings):
         content = read_yaml(file)
         self.base, self.schemas, self.site = base, schemas, site
-        self.stated = {s: plain(content.get(s) or {}) for s in schemas}
-        self.values = {s: {n: p.check(self.stated[s].get(n, p.default)) for n, p in ps.items()}
-                       for s, ps in schemas.items() if s in base.stages}
+        stated = {s: plain(content.get(s) or {}) for s in base.stages}
+        self.values = {s: {n: p.check(stated[s].get(n, p.default))
+                           for n, p in schemas[s].items()} for s in base.stages}
         self.ahead = {at: once(check) for at, check in AHEAD.items() if at[0] in base.stages}
 
     def plan(self, sheet: Sheet) -> tuple[Plan | None, list[Problem]]:
@@ -241,16 +241,15 @@ class Checker:
                   for s in sorted({n.partition(".")[0] for n in given} - {*self.base.stages})
                   if s in self.schemas]
         if found: return None, found
-        stated = {s: dict(self.stated[s]) for s in self.base.stages}
         values = {s: dict(v) for s, v in self.values.items()}
         for name, value in given.items():
             stage, _, parameter = name.partition(".")
-            stated[stage][parameter] = value
             values[stage][parameter] = self.schemas[stage][parameter].check(value)
         found = [Problem(f"{s}: {e.what}", 0, at, e.fix) for (s, n), check in self.ahead.items()
                  if n in values[s] and (e := check(values))]
-        plan = replace(self.base, stated=stated, parameters=values, overrides=given)
-        return plan, found
+        differ = {s: {n: v for n, v in values[s].items() if v != self.schemas[s][n].default}
+                  for s in self.base.stages}
+        return replace(self.base, given=differ, parameters=values, overrides=given), found
 
 # %% ../../nbs/versions/members.ipynb #c21
 def read_members(

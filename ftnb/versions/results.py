@@ -32,6 +32,7 @@ class Outcome:
     facts: dict[str, dict[str, Any]]    # stage → what it found, as in metrics.json
     workbench: Path | None = None       # a folder for each stage, with what it handed on
     keys: dict[str, str] = field(default_factory=dict)   # stage → its key in the store
+    reads: tuple[str, ...] = ()         # files that stages read without saying so
 
 
 def run_member(plan: Plan, site: Settings) -> Outcome:
@@ -104,6 +105,7 @@ class Result:
     keys: dict[str, str] = field(default_factory=dict)
     answers: Answers | None = None
     curve: tuple[dict[str, Any], ...] = ()        # validation numbers of every epoch
+    reads: tuple[str, ...] = ()                   # files that stages read without saying so
     failure: dict[str, Any] | None = None         # stage, cell, what, fix
 
     @property
@@ -119,18 +121,18 @@ def kept_of(member: Member, outcome: Outcome) -> Result:
     history = handed_on(outcome.workbench, "train", "history")
     epochs = read_json(history).get("epochs", []) if history else []
     return Result(member, outcome.fingerprint, outcome.facts, outcome.keys,
-                  read_answers(outcome.workbench), tuple(epochs))
+                  read_answers(outcome.workbench), tuple(epochs), outcome.reads)
 
 
 PLACE = re.compile(r"stage (\w+)(?:, cell (\d+))?")
 
 
-def failed(member: Member, e: FtnbError, site: Settings) -> Result:
+def failed(member: Member, e: FtnbError) -> Result:
     "What a sweep keeps of a member that failed."
     place = PLACE.search(e.where)
     stage, cell = place.groups() if place else (None, None)
-    return Result(member, fingerprint(member.plan, site), failure={
-        "stage": stage, "cell": int(cell) if cell else None, "what": e.what})
+    return Result(member, failure={"stage": stage, "cell": int(cell) if cell else None,
+                                   "what": e.what})
 
 # %% ../../nbs/versions/results.ipynb #c13
 Runner = Callable[[Plan, Settings], Outcome]
@@ -160,7 +162,7 @@ def run_members(
 def attempt(member: Member, site: Settings, run: Runner, so_far: str) -> Result:
     "One member: done, or failed and recorded."
     try: return kept_of(member, run(member.plan, site))
-    except (StudyFailed, BadInput) as e: return failed(member, e, site)
+    except (StudyFailed, BadInput) as e: return failed(member, e)
     except KeyboardInterrupt:
         raise StudyFailed(f"stopped after {so_far}", f"member {member.number}",
                           "the same command goes on: what is done is in the store") from None

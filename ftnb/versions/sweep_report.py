@@ -110,10 +110,12 @@ def about_effects(e: Effects, score: str) -> list[str]:
         low, high = (f(x.effects, key=str_estimate) for f in (min, max))
         ends = [shown(x.values[x.effects.index(i)]) for i in (low, high)] if not x.trend else []
         span = f"{ends[1]} gives {str_estimate(high) - str_estimate(low):.3f} more than {ends[0]}" \
-            if ends else f"{str_estimate(x.effects[0]):+.3f} from {x.values[0]:g} to {x.values[-1]:g}"
+            if ends else \
+            f"{str_estimate(x.effects[0]):+.3f} from {x.values[0]:g} to {x.values[-1]:g}"
         said.append(f"{short[x.name]} matters for {score}: {span} (p {p_text(x.p)}).")
     quiet = [short[x.name] for x in e.effects if x.p is not None and not x.matters]
-    if quiet: said.append(f"Nothing shows that {listed(quiet)} {'matters' if len(quiet) == 1 else 'matter'}.")
+    verb = "matters" if len(quiet) == 1 else "matter"
+    if quiet: said.append(f"Nothing shows that {listed(quiet)} {verb}.")
     for group in sorted({tuple(sorted({x.name, *x.mixed})) for x in tangled}):
         said.append(f"The design can't separate {listed(group)}: they changed together.")
     return said + about_error(e)
@@ -173,7 +175,7 @@ def summary(
             "seeds": about_spread(spread, goal.name if goal else "")}
     return {
         "swept": differ, "seeds": seeds, "show_test": show_test, "said": said,
-        "goal": {"name": goal.name, "higher": goal.higher, "by": by, "title": name} if goal else None,
+        "goal": goal and {"name": goal.name, "higher": goal.higher, "by": by, "title": name},
         "members": [member_facts(r, goal) for r in results],
         "settings": [setting_facts(s) for s in found],
         "effects": [e.to_dict() for e in effects.effects],
@@ -280,7 +282,8 @@ def panel(sweep: Mapping[str, Any]) -> str | None:
 def contents(sweep: Mapping[str, Any], figures: Mapping[str, Any],
              failed: Sequence[Any]) -> list[tuple[str, str]]:
     "The table of contents."
-    found = [("choice", "The choice", sweep["settings"]), ("settings", "Settings", sweep["settings"]),
+    found = [("choice", "The choice", sweep["settings"]),
+             ("settings", "Settings", sweep["settings"]),
              ("parallel", "At a glance", "parallel" in figures),
              ("effects", "What mattered", sweep["effects"]),
              ("curves", "Learning curves", "curves" in figures),
