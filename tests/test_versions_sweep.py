@@ -233,14 +233,16 @@ def answers(right, groups=None) -> Answers:
                    -np.log(np.where(right, .9, .1)), groups, ("no", "yes"))
 
 
-def made(members, shares, rng, rows=800, groups=None, seeds=0.):
+def made(members, shares, rng, rows=800, groups=None, seeds=0., everywhere=0.):
     "Results whose true accuracies are known; rows are easy or hard for all of them."
     from scipy.stats import norm
+    block = {s: rng.normal(0, everywhere) for s in range(5)}
     units = np.arange(rows) if groups is None else groups
     hard = rng.normal(size=units.max() + 1)[units]
     found = []
     for m, share in zip(members, shares, strict=True):
-        true = np.clip(share + rng.normal(0, seeds), .01, .99)
+        own = rng.normal(0, seeds) + block[m.changes.get("train.seed", 0)]
+        true = np.clip(share + own, .01, .99)
         right = (hard + rng.normal(size=rows)) / 2**.5 < norm.ppf(true)
         accuracy = {"estimate": right.mean(), "low": 0., "high": 1., "level": .95}
         found.append(Result(m, facts={"evaluate": {"metrics": {"model": {"accuracy": accuracy}}}},
@@ -265,14 +267,15 @@ SHARES = [.85, .85, .845, .84, .84, .83, .82, .80, .78, .75, .70, .60]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rows", "groups", "seeds", "equal"])
+@pytest.mark.parametrize("kind", ["rows", "groups", "equal", "seeds", "seeds everywhere"])
 def test_the_set_holds_the_truly_best(kind, twelve, seeded):
     "In at least 95 % of simulations; and what is far worse is not in it."
     rng, times, held, far = np.random.default_rng(5), 400, 0, 0
     for _ in range(times):
-        if kind == "seeds":
+        if "seeds" in kind:
             shares = np.repeat([.85, .84, .83, .80, .70], 4)
-            found = settings_of(made(seeded, shares, rng, seeds=.01))
+            both = {"seeds": .01, "everywhere": .02 * ("everywhere" in kind)}
+            found = settings_of(made(seeded, shares, rng, **both))
         else:
             groups = np.repeat(np.arange(200), 4) if kind == "groups" else None
             shares = [.8] * 12 if kind == "equal" else SHARES
@@ -378,8 +381,8 @@ def test_the_interval_of_the_seeds_spread_covers(whole):
     rng, true, covered = np.random.default_rng(8), (.01**2 + .01**2) ** .5, 0
     for _ in range(1500):
         trials = grid(rng, 6)
-        covered += true in seed_spread(trials if whole else trials[:1] + trials[7:]).sd
-    assert .90 <= covered / 1500 <= .97, covered / 1500
+        covered += true in seed_spread(trials if whole else trials[:3] + trials[5:]).sd
+    assert .93 <= covered / 1500 <= .97, covered / 1500
 
 
 def test_what_changed_together_is_not_given_effects():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Trial', 'Columns', 'numeric', 'scaled', 'columns', 'indicators', 'rank', 'mixed', 'Error', 'residual', 'blocks',
-           'error', 'Effect', 'Effects', 'main_effects', 'contrasts', 'joint_p', 'after_holm', 'Spread', 'seed_spread']
+           'error', 'Effect', 'Effects', 'main_effects', 'contrasts', 'joint_p', 'after_holm', 'Chance', 'chance',
+           'Spread', 'seed_spread']
 
 # %% ../../nbs/versions/effects.ipynb #c03
 from collections.abc import Mapping, Sequence
@@ -158,17 +159,17 @@ def main_effects(trials: Sequence[Trial], level: float = .95) -> Effects:
     if not parts: return Effects((), None, len(trials))
     one, y = np.ones((len(trials), 1)), np.array([t.score for t in trials])
     main = np.hstack([one, *(c.matrix for c in parts), blocks(trials)])
-    chance = error(main, trials, y)
+    noise = error(main, trials, y)
     inverse = np.linalg.pinv(main.T @ main)
     beta, found, start = inverse @ main.T @ y, [], 1
     for c in parts:
         own = slice(start, start := start + c.matrix.shape[1])
         tangled = tuple(mixed(c, [o for o in parts if o is not c]))
-        cov = inverse[own, own] * chance.variance
-        made = () if tangled else contrasts(c, beta[own], cov, chance.free, level)
-        p = None if tangled else joint_p(beta[own], cov, chance.free)
+        cov = inverse[own, own] * noise.variance
+        made = () if tangled else contrasts(c, beta[own], cov, noise.free, level)
+        p = None if tangled else joint_p(beta[own], cov, noise.free)
         found.append(Effect(c.name, c.values, list(made), p, c.trend, tangled))
-    return Effects(tuple(after_holm(found)), chance, len(trials))
+    return Effects(tuple(after_holm(found)), noise, len(trials))
 
 
 def contrasts(c: Columns, beta: np.ndarray, cov: np.ndarray, free: int,
@@ -196,6 +197,43 @@ def after_holm(found: Sequence[Effect]) -> list[Effect]:
 
 # %% ../../nbs/versions/effects.ipynb #c19
 @dataclass(frozen=True)
+class Chance:
+    "The variance between members that differ in the seed alone."
+    total: float         # what one seed of a setting differs from another by
+    free: float          # its degrees of freedom
+    rest: float          # the part that doesn't cancel between settings with the same seeds
+    rest_free: int
+    parts: tuple[tuple[float, float], ...]   # of the total, each with its degrees of freedom
+
+    def sd(self, level: float = .95) -> Interval:
+        "The standard deviation, by modified large samples (Graybill and Wang 1980)."
+        ends = [(1 + level) / 2, (1 - level) / 2]
+        low, high = (sum((v * (1 - f / float(chi2.ppf(q, f)))) ** 2 for v, f in self.parts)
+                     for q in ends)
+        ends = [max(0., self.total - low**.5), self.total + high**.5]
+        return Interval(self.total**.5, ends[0]**.5, ends[1]**.5, level)
+
+
+def chance(trials: Sequence[Trial]) -> Chance | None:
+    "The variance that seeds make; None where no setting has two."
+    if not trials or trials[0].seed is None: return None
+    y = np.array([t.score for t in trials])
+    cells, seeds = (indicators(x) for x in ([t.values for t in trials], [t.seed for t in trials]))
+    free, left = len(y) - cells.shape[1], residual(cells, y)
+    if free < 1: return None
+    more, rest_free = seeds.shape[1] - 1, free - seeds.shape[1] + 1
+    if not blocks(trials).shape[1] or rest_free < 1:
+        return Chance(left / free, free, left / free, free, ((left / free, free),))
+    rest = residual(np.hstack([cells, seeds]), y)
+    apart = seeds - cells @ np.linalg.lstsq(cells, seeds, rcond=None)[0]
+    k = float((apart**2).sum())        # how much of a seed's own variance the settings show
+    parts = [((left - rest) / k, more), ((1 - more / k) * rest / rest_free, rest_free)]
+    total, below = sum(v for v, _ in parts), sum(v**2 / f for v, f in parts)
+    joined = total**2 / below if below > 0 else free
+    return Chance(total, joined, rest / rest_free, rest_free, tuple(parts))
+
+
+@dataclass(frozen=True)
 class Spread:
     "How far seeds alone scatter."
     sd: Interval             # standard deviation between seeds
@@ -215,19 +253,5 @@ class Spread:
 
 def seed_spread(trials: Sequence[Trial], level: float = .95) -> Spread | None:
     "The spread of seeds; None where no setting has two."
-    if not trials or trials[0].seed is None: return None
-    y = np.array([t.score for t in trials])
-    cells, seeds = (indicators(x) for x in ([t.values for t in trials], [t.seed for t in trials]))
-    n, c, s = len(y), cells.shape[1], seeds.shape[1]
-    if n - c < 1: return None
-    if n == c * s and c > 1:
-        rest = residual(np.hstack([cells, seeds]), y)
-        parts = [((residual(cells, y) - rest) / (s - 1) / c, s - 1),
-                 (rest / ((c - 1) * (s - 1)) * (c - 1) / c, (c - 1) * (s - 1))]
-    else: parts = [(residual(cells, y) / (n - c), n - c)]
-    variance = sum(v for v, _ in parts)
-    below = sum(v**2 / free for v, free in parts)
-    free = variance**2 / below if below > 0 else float(n - c)
-    low, high = (float(chi2.ppf(q, free)) for q in ((1 + level) / 2, (1 - level) / 2))
-    ends = (free * variance / low) ** .5, (free * variance / high) ** .5
-    return Spread(Interval(variance**.5, *ends, level), s, c)
+    if not (found := chance(trials)): return None
+    return Spread(found.sd(level), len({repr(t.seed) for t in trials}), len({repr(t.values) for t in trials}))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ON_VALIDATION', 'Number', 'PAIRED', 'Goal', 'read_goal', 'evidence', 'interval_of', 'usual_goal', 'intervals',
-           'Setting', 'swept', 'is_seed', 'settings_of', 'place', 'validated', 'tested', 'within', 'over_seeds',
+           'Setting', 'swept', 'is_seed', 'settings_of', 'seed_of', 'place', 'validated', 'tested', 'over_seeds',
            'influence', 'Rows', 'rows_of', 'paired_p', 'same_rows', 'Standing', 'best_set', 'standings', 'numbered']
 
 # %% ../../nbs/versions/ranking.ipynb #c03
@@ -20,6 +20,7 @@ from ..evaluate.comparisons import holm, mcnemar
 from ..foundation.errors import BadInput, nearest
 from ..foundation.intervals import Interval
 from ..release.criteria import MEASURES, at, interval_at, measure_names, read_criterion
+from .effects import Chance, Trial, chance
 from .results import Answers, Result
 
 # %% ../../nbs/versions/ranking.ipynb #c06
@@ -123,6 +124,12 @@ def settings_of(results: Sequence[Result]) -> list[Setting]:
     return [Setting(place(rs[0], differ), tuple(rs)) for rs in found.values()]
 
 
+def seed_of(r: Result) -> tuple | None:
+    "The seeds that a member was given by the sweep; None where it was given none."
+    given = tuple(v for n, v in r.member.changes.items() if is_seed(n))
+    return given or None
+
+
 def place(r: Result, differ: Mapping[str, Any]) -> dict[str, Any]:
     "A member's values of the parameters that differ, seeds left out."
     parts = {n: n.partition(".") for n in differ if not is_seed(n)}
@@ -148,23 +155,16 @@ def tested(r: Result, goal: Goal) -> Number | None:
     return found.to_dict() if found else None
 
 
-def within(values: Sequence[Sequence[float]]) -> tuple[float, int]:
-    "Variance between seeds of the same setting, from all settings, and its degrees of freedom."
-    free = sum(len(v) - 1 for v in values)
-    squares = sum(float(np.sum((np.asarray(v) - np.mean(v)) ** 2)) for v in values)
-    return (squares / free if free else 0.0), free
-
-
 def over_seeds(
     found: Sequence[Number],   # of the members of a setting
-    variance: float,           # between seeds
-    free: int,                 # its degrees of freedom; 0: not known
+    seeds: Chance | None,      # what seeds change, from all settings; None: not known
     level: float = .95,
 ) -> Number:
     "The mean over seeds, with an interval for other rows and other seeds."
     k, mean = len(found), {key: float(np.mean([f[key] for f in found])) for key in found[0]}
-    if "low" not in mean and not free: return mean
-    reach = float(student.ppf((1 + level) / 2, free)) * (variance / k) ** .5 if free else 0.0
+    if "low" not in mean and not seeds: return mean
+    reach = float(student.ppf((1 + level) / 2, seeds.free)) * (seeds.total / k) ** .5 \
+        if seeds else 0.0
     down, up = (abs(mean["estimate"] - mean.get(end, mean["estimate"])) for end in ("low", "high"))
     return {"estimate": mean["estimate"], "level": level,
             "low": mean["estimate"] - (down**2 + reach**2) ** .5,
@@ -195,7 +195,7 @@ class Rows:
     value: float
     influence: np.ndarray      # (n,)
     right: np.ndarray | None   # (n,) for one seed and accuracy
-    seeds: int
+    seeds: tuple               # that it was run with
 
 
 def rows_of(s: Setting, goal: Goal) -> Rows:
@@ -204,20 +204,23 @@ def rows_of(s: Setting, goal: Goal) -> Rows:
     found = [influence(goal, a) for a in answers]
     alone = len(answers) == 1 and goal.name == "accuracy"
     return Rows(float(np.mean([v for v, _ in found])), np.mean([u for _, u in found], axis=0),
-                answers[0].right if alone else None, len(answers))
+                answers[0].right if alone else None, tuple(map(seed_of, s.results)))
 
 # %% ../../nbs/versions/ranking.ipynb #c18
-def paired_p(a: Rows, b: Rows, codes: np.ndarray, variance: float, free: int) -> float:
+def paired_p(a: Rows, b: Rows, codes: np.ndarray, seeds: Chance | None) -> float:
     "Two-sided p that two settings are equally good."
     units = int(codes.max()) + 1
-    if a.right is not None and b.right is not None and units == len(codes) and not free:
+    if a.right is not None and b.right is not None and units == len(codes) and not seeds:
         return mcnemar(a.right, b.right)
     parts = np.bincount(codes, a.influence - b.influence)
-    of_rows = float((parts**2).sum()) * units / max(units - 1, 1)
-    of_seeds = variance * (1 / a.seeds + 1 / b.seeds) if free else 0.0
+    of_rows, of_seeds, free = float((parts**2).sum()) * units / max(units - 1, 1), 0.0, 1.0
+    if seeds:
+        same = a.seeds == b.seeds      # what a seed does everywhere cancels
+        variance, free = (seeds.rest, seeds.rest_free) if same else (seeds.total, seeds.free)
+        of_seeds = variance * (1 / len(a.seeds) + 1 / len(b.seeds))
     total = of_rows + of_seeds
     if total <= 0: return 1.0
-    joined = total**2 / (of_rows**2 / max(units - 1, 1) + (of_seeds**2 / free if free else 0))
+    joined = total**2 / (of_rows**2 / max(units - 1, 1) + of_seeds**2 / free)
     return float(2 * student.sf(abs(a.value - b.value) / total**.5, joined))
 
 
@@ -247,11 +250,11 @@ def best_set(found: Sequence[Setting], goal: Goal, level: float = .95) -> list[t
     rows = [rows_of(s, goal) for s in found]
     groups = found[0].results[0].answers.groups    # type: ignore[union-attr]
     codes = group_codes(groups, len(rows[0].influence))
-    seen = [[influence(goal, r.answers)[0] for r in s.results if r.answers] for s in found]
-    variance, free = within(seen)
+    seeds = chance([Trial(s.parameters, seed_of(r), influence(goal, r.answers)[0])
+                    for s in found for r in s.results if r.answers])
     top = max(range(len(rows)), key=lambda i: goal.better(rows[i].value))
     others = [i for i in range(len(rows)) if i != top]
-    p = holm([paired_p(rows[top], rows[i], codes, variance, free) for i in others])
+    p = holm([paired_p(rows[top], rows[i], codes, seeds) for i in others])
     all_p = dict(zip(others, map(float, p), strict=True)) | {top: 1.0}
     return [(all_p[i], all_p[i] > 1 - level) for i in range(len(rows))]
 
@@ -259,12 +262,10 @@ def best_set(found: Sequence[Setting], goal: Goal, level: float = .95) -> list[t
 def standings(results: Sequence[Result], goal: Goal) -> tuple[list[Standing], str]:
     "The settings, best first, and what they were chosen by: validation or test."
     found = settings_of(results)
-    per = {"validation": [[validated(r, goal) for r in s.results] for s in found],
-           "test": [[tested(r, goal) for r in s.results] for s in found]}
-    by = "validation" if all(n for ns in per["validation"] for n in ns) else "test"
-    numbers = {kind: numbered(values) for kind, values in per.items()}
-    made = [Standing(s, v, t) for s, v, t in
-            zip(found, numbers["validation"], numbers["test"], strict=True)]
+    by = "validation" if all(validated(r, goal) for s in found for r in s.results) else "test"
+    numbers = zip(found, numbered(found, goal, validated), numbered(found, goal, tested),
+                  strict=True)
+    made = [Standing(*n) for n in numbers]
     if len(found) > 1 and goal.name in PAIRED and same_rows(found):
         made = [replace(m, p=p, near=near)
                 for m, (p, near) in zip(made, best_set(found, goal), strict=True)]
@@ -274,8 +275,10 @@ def standings(results: Sequence[Result], goal: Goal) -> tuple[list[Standing], st
     return sorted(made, key=order), by
 
 
-def numbered(values: Sequence[Sequence[Number | None]]) -> list[Number | None]:
+def numbered(found: Sequence[Setting], goal: Goal,
+             read: Callable[[Result, Goal], Number | None]) -> list[Number | None]:
     "Every setting's mean over its seeds."
-    there = [[n for n in ns if n] for ns in values]
-    variance, free = within([[n["estimate"] for n in ns] for ns in there if ns])
-    return [over_seeds(ns, variance, free) if ns else None for ns in there]
+    there = [[(r, n) for r in s.results if (n := read(r, goal))] for s in found]
+    seeds = chance([Trial(s.parameters, seed_of(r), n["estimate"])
+                    for s, ns in zip(found, there, strict=True) for r, n in ns])
+    return [over_seeds([n for _, n in ns], seeds) if ns else None for ns in there]

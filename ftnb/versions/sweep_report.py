@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['member_facts', 'measured', 'about_choice', 'about_near', 'number', 'about_effects', 'about_error', 'about_spread',
-           'str_estimate', 'p_text', 'listed', 'summary', 'score', 'seed_of', 'setting_facts', 'template_folder',
-           'page_parts', 'page', 'leaderboard', 'domain', 'bar', 'pictures', 'panel', 'contents']
+           'str_estimate', 'p_text', 'listed', 'summary', 'score', 'setting_facts', 'template_folder', 'page_parts',
+           'page', 'leaderboard', 'domain', 'bar', 'pictures', 'panel', 'contents']
 
 # %% ../../nbs/versions/sweep_report.ipynb #c03
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ from ftnb.versions.ranking import (
     is_seed,
     place,
     same_rows,
+    seed_of,
     standings,
     swept,
     tested,
@@ -164,7 +165,7 @@ def summary(
     "What a sweep found."
     differ = swept(results)
     found, by = standings(results, goal) if goal else ([], "")
-    trials = [Trial(place(r, differ), seed_of(r, differ), n["estimate"]) for r in results
+    trials = [Trial(place(r, differ), seed_of(r), n["estimate"]) for r in results
               if r.done and goal and (n := score(r, goal, by))]
     effects, spread = main_effects(trials), seed_spread(trials)
     seeds = [n for n in differ if is_seed(n)]
@@ -185,12 +186,6 @@ def summary(
 def score(r: Result, goal: Goal, by: str) -> dict[str, float] | None:
     "A member's number that choices rest on."
     return validated(r, goal) if by == "validation" else tested(r, goal)
-
-
-def seed_of(r: Result, differ: Mapping[str, Any]) -> Any:
-    "A member's seed; None where no seed was swept."
-    parts = [n.partition(".") for n in differ if is_seed(n)]
-    return tuple(r.member.plan.parameters[s][p] for s, _, p in parts) or None
 
 
 def setting_facts(s: Standing) -> dict[str, Any]:
