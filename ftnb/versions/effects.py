@@ -254,4 +254,6 @@ class Spread:
 def seed_spread(trials: Sequence[Trial], level: float = .95) -> Spread | None:
     "The spread of seeds; None where no setting has two."
     if not (found := chance(trials)): return None
-    return Spread(found.sd(level), len({repr(t.seed) for t in trials}), len({repr(t.values) for t in trials}))
+    seeds, settings = ({repr(x) for x in xs}
+                       for xs in ([t.seed for t in trials], [t.values for t in trials]))
+    return Spread(found.sd(level), len(seeds), len(settings))

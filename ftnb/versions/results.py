@@ -77,7 +77,7 @@ def read_answers(workbench: Path | None) -> Answers | None:
     said = read_lines(file) if file else []
     if not said: return None
     labels = tuple(read_json(f) if (f := handed_on(workbench, "prepare", "labels"))
-                   else sorted({x["label"] for x in said}))
+                   else sorted({x[k] for x in said for k in ("label", "predicted")}))
     code = {name: i for i, name in enumerate(labels)}
     truth = np.array([code[x["label"]] for x in said])
     predicted = np.array([code[x["predicted"]] for x in said])

@@ -90,7 +90,8 @@ class Sweep:
     def sentences(self) -> list[str]:
         "What the sweep says, one thing a line."
         said, members = self.facts["said"], len(self.facts["members"])
-        lines = [*said["choice"], said["near"], *said["effects"], said["seeds"]]
+        chosen = f"Chosen: {said['name']}." if said["name"] else ""
+        lines = [chosen, *said["choice"], said["near"], *said["effects"], said["seeds"]]
         if self.failed: lines.append(f"{len(self.failed)} of {members} members failed.")
         return [line for line in lines if line]
 

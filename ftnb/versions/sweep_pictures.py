@@ -219,6 +219,7 @@ def _range(members: Sequence[Mapping[str, Any]]) -> str:
 def seeds_picture(
     rows: Sequence[tuple[str, Sequence[float], bool]],   # setting, its seeds' scores, chosen
     score: str,
+    names: str = "",          # what the settings' names are made of
     most: int = 24,
 ) -> Picture | None:
     "Every seed's score as a dot, the mean as a bar; None where no setting has two."
@@ -229,8 +230,9 @@ def seeds_picture(
             colour = PALETTE[4] if chosen else PALETTE[0]
             axes.plot(values, [y] * len(values), "o", ms=4.5, color=colour, alpha=.75)
             axes.plot([sum(values) / len(values)] * 2, [y - .32, y + .32], color=colour)
-        axes.set_yticks(range(len(rows)), [name[:44] for name, _, _ in rows])
+        axes.set_yticks(range(len(rows)), [name[:40] for name, _, _ in rows])
         axes.set(xlabel=score, ylim=(len(rows) - .4, -.6))
+        axes.set_title(names[:70], fontsize=9)
         axes.grid(axis="y", visible=False)
         wide = max(max(v) - min(v) for _, v, _ in rows)
         return picture(figure, f"{score} of every seed in {len(rows)} settings; "

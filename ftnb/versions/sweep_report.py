@@ -65,15 +65,15 @@ def measured(facts: Mapping[str, Any], most: int = 24) -> list:
 # %% ../../nbs/versions/sweep_report.ipynb #c08
 def about_choice(s: Standing, by: str, goal: Goal) -> list[str]:
     "What was chosen, by what, and what that is worth."
-    name, most = named(s.setting.parameters), "highest" if goal.higher else "lowest"
+    most = "highest" if goal.higher else "lowest"
     seeds = f", over {k} seeds" if (k := len(s.setting.results)) > 1 else ""
     if by == "validation":
-        said = [f"{name}: the {most} {goal.name} on the validation rows, "
+        said = [f"It has the {most} {goal.name} on the validation rows: "
                 f"{number(s.validation)}{seeds}."]
         if s.test: said.append(f"On the test rows, which had no part in the choice: "
                                f"{number(s.test)}.")
         return said
-    return [f"{name}: the {most} {goal.name} on the test rows, {number(s.test)}{seeds}.",
+    return [f"It has the {most} {goal.name} on the test rows: {number(s.test)}{seeds}.",
             "There are no validation rows to choose by, so this number was picked for being "
             "good: new rows would give a worse one."]
 
@@ -170,7 +170,8 @@ def summary(
     effects, spread = main_effects(trials), seed_spread(trials)
     seeds = [n for n in differ if is_seed(n)]
     name = f"{goal.name}, {by} rows" if goal else ""
-    said = {"choice": about_choice(found[0], by, goal) if found and goal else [],
+    said = {"name": named(found[0].setting.parameters) if found else "",
+            "choice": about_choice(found[0], by, goal) if found and goal else [],
             "near": about_near(found, goal) if goal else "",
             "effects": about_effects(effects, goal.name) if goal else [],
             "seeds": about_spread(spread, goal.name if goal else "")}
@@ -256,15 +257,17 @@ def pictures(sweep: Mapping[str, Any]) -> dict[str, Any]:
     chosen, title = rows[0]["members"], goal["title"]
     scores = [(s["parameters"], s[goal["by"]]["estimate"]) for s in rows]
     by_number = {m["number"]: m for m in sweep["members"]}
-    seeds = [(named(s["parameters"]), [n["estimate"] for m in s["members"]
-              if (n := by_number[m][goal["by"]])], i == 0) for i, s in enumerate(rows)]
+    seeds = [(" · ".join(shown(v) for v in s["parameters"].values()), [n["estimate"]
+              for m in s["members"] if (n := by_number[m][goal["by"]])], i == 0)
+             for i, s in enumerate(rows)]
+    names = " · ".join(short_names(list(rows[0]["parameters"])).values())
     many = len(rows) > 1 and bool(rows[0]["parameters"])
     return {
         "parallel": parallel(scores, goal["name"], 0, goal["higher"]) if many else None,
         "effects": effects_picture(sweep["effects"], goal["name"]),
         "curves": curves_picture(sweep["members"], panel(sweep),
                                  f"{goal['name']}, validation rows", chosen),
-        "seeds": seeds_picture(seeds, title)}
+        "seeds": seeds_picture(seeds, title, names)}
 
 
 def panel(sweep: Mapping[str, Any]) -> str | None:
