@@ -20,8 +20,7 @@ import numpy as np
 from ..foundation.errors import BadInput, FtnbError, StudyFailed
 from ..foundation.files import read_json
 from ..foundation.settings import Settings
-from ..study.plan import Plan, fingerprint
-from ..study.runner import Live, new_run, optional, run_stage, stoppable
+from ..study.plan import Plan
 from .members import Member, in_order, prefixes
 
 # %% ../../nbs/versions/results.ipynb #c06
@@ -37,6 +36,8 @@ class Outcome:
 
 def run_member(plan: Plan, site: Settings) -> Outcome:
     "Run a plan without publishing it. Raises StudyFailed or BadInput; KeyboardInterrupt stops."
+    from ftnb.study.plan import fingerprint
+    from ftnb.study.runner import Live, new_run, optional, run_stage, stoppable
     run = new_run(plan, site)
     with stoppable(), Live(plan, run.folder/"progress.json") as live:
         for stage in plan.stages: run_stage(run, stage, live)
@@ -60,8 +61,8 @@ class Answers:
 
 def handed_on(workbench: Path | None, stage: str, name: str) -> Path | None:
     "A file or folder that a stage handed on; None where it handed on none."
-    record = optional(workbench/stage/"record.json", {}) if workbench else {}
-    found = record.get("outputs", {}).get(name)
+    file = workbench/stage/"record.json" if workbench else None
+    found = read_json(file)["outputs"].get(name) if file and file.is_file() else None
     path = workbench/stage/found["path"] if workbench and found else None
     return path if path and path.exists() else None
 

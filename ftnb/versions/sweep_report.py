@@ -176,7 +176,7 @@ def summary(
             "effects": about_effects(effects, goal.name) if goal else [],
             "seeds": about_spread(spread, goal.name if goal else "")}
     return {
-        "swept": differ, "seeds": seeds, "show_test": show_test, "said": said,
+        "swept": [[n, values] for n, values in differ.items()], "seeds": seeds, "show_test": show_test, "said": said,
         "goal": goal and {"name": goal.name, "higher": goal.higher, "by": by, "title": name},
         "members": [member_facts(r, goal) for r in results],
         "settings": [setting_facts(s) for s in found],
@@ -217,7 +217,7 @@ def page(sweep: Mapping[str, Any]) -> str:
     figures = {name: Markup(p.svg) for name, p in pictures(sweep).items() if p}
     failed = [m for m in sweep["members"] if m["status"] == "failed"]
     context = {"sweep": sweep, "rows": rows, "figures": figures, "failed": failed,
-               "names": short_names(list(sweep["swept"])), "domain": domain(rows),
+               "names": short_names([n for n, _ in sweep["swept"]]), "domain": domain(rows),
                "contents": contents(sweep, figures, failed), **page_parts()}
     env = environment(template_folder())
     env.filters.update(shown=shown, number=number, named=named)
