@@ -43,6 +43,9 @@ class Stated:
     stage_hours: str = setting("24", "hours after which a stage is stopped")
     cache: str = setting(".ftnb/cache", "folder for downloaded models and data sets")
     tracking_uri: str = setting("sqlite:///.ftnb/mlflow.db", "MLflow's store; empty: no tracking")
+    signing_key: str = setting("", "private key (PEM) that signs versions; empty: unsigned")
+    verify_key: str = setting("", "trusted public keys or certificates (PEM) of signatures")
+    not_secret: str = setting("", "marks of values that the secret scan may let through")
 
 
 @dataclass(frozen=True)
