@@ -22,7 +22,7 @@ CELLS: dict[str, list[str]] = {
         "rows = [float(x) for x in (settings().root/path).read_text().split()]\n"
         "cut = int(len(rows) * share)\n"
         "write_text(bench.folder/'train.txt', helper.lines(rows[:cut]))\n"
-        "write_text(bench.folder/'test.txt', helper.lines(rows[cut:]))",
+        "written = write_text(bench.folder/'test.txt', helper.lines(rows[cut:]))",
         "bench.hand_on('train', 'train.txt', 'toy/rows/1', cut)\n"
         "bench.hand_on('test', 'test.txt', 'toy/rows/1', len(rows) - cut)\n"
         "bench.facts(rows=len(rows))\n"
