@@ -25,8 +25,8 @@ from ..foundation.files import read_json, write_json, write_text
 from ..foundation.settings import Settings
 
 # %% ../../nbs/versions/isolation.ipynb #c06
-KEPT = re.compile(r"PATH|LD_\w+|DYLD_\w+|CUDA\w*|NVIDIA_\w+|ROCR_\w+|HIP_\w+|(?:OMP|MKL|OPENBLAS|GOMP"
-                  r"|KMP|TORCH|NUMEXPR|VECLIB)_\w+|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT"
+KEPT = re.compile(r"(?:LD|DYLD|NVIDIA|ROCR|HIP|OMP|MKL|OPENBLAS|GOMP|KMP|TORCH|NUMEXPR|VECLIB)_\w+"
+                  r"|CUDA\w*|PATH|SYSTEMROOT|WINDIR|COMSPEC|PATHEXT"
                   r"|VIRTUAL_ENV|CONDA_PREFIX|PYENV_VERSION", re.I)
 ZONE = "FTNB-05:45"     # of no country: a study that shows local times shows it
 
@@ -145,15 +145,19 @@ def rerun(
     overrides: Mapping[str, Any],    # "stage.name" → value
     site: Settings,
     room: Path,                      # see clean_room
+    quiet: bool = False,             # what it says goes to a file in the room, not to the terminal
 ) -> Rerun:
     "Run a study in a clean room. Raises what the run raises: StudyFailed, BadInput."
     write_json(room/"job.json", {"study": str(study), "overrides": as_options(overrides)})
     command = [sys.executable, "-s", "-P", "-m", "ftnb.versions.isolation", str(room)]
-    done = subprocess.run(command, env=clean_environment(site, room, os.environ), cwd=room)
+    inside, log = clean_environment(site, room, os.environ), room/"log.txt"
+    with log.open("w") as told:
+        done = subprocess.run(command, env=inside, cwd=room, stdin=subprocess.DEVNULL,
+                              stdout=told, stderr=told if quiet else None)
     result = room/"result.json"
     if not result.is_file():
-        raise StudyFailed(f"the process that ran the study ended with {done.returncode}",
-                          str(room), "its last words stand above")
+        raise StudyFailed(f"the process that ran the study ended with {done.returncode}", str(room),
+                          f"its last words stand {f'in {log.name} there' if quiet else 'above'}")
     said = read_json(result)
     if error := said.get("error"):
         kind = BadInput if said["exit_code"] == 2 else StudyFailed
@@ -169,8 +173,8 @@ def as_options(overrides: Mapping[str, Any]) -> list[str]:
 # %% ../../nbs/versions/isolation.ipynb #c14
 def child(room: Path) -> int:
     "What the fresh process does: leave the network, run the study, write down what came of it."
-    _end_with_parent()
     network = deny_network(room)
+    _end_with_parent()             # after it: whom a new namespace gives rights loses this wish
     job = read_json(room/"job.json")
     try: said = {**_run(Path(job["study"]), job["overrides"]), "network": network}
     except FtnbError as e:
