@@ -2920,6 +2920,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ftnb.versions.isolation': { 'ftnb.versions.isolation.Rerun': ('versions/isolation.html#rerun', 'ftnb/versions/isolation.py'),
                                          'ftnb.versions.isolation._end_with_parent': ( 'versions/isolation.html#_end_with_parent',
                                                                                        'ftnb/versions/isolation.py'),
+                                         'ftnb.versions.isolation._last_line': ( 'versions/isolation.html#_last_line',
+                                                                                 'ftnb/versions/isolation.py'),
                                          'ftnb.versions.isolation._loopback_up': ( 'versions/isolation.html#_loopback_up',
                                                                                    'ftnb/versions/isolation.py'),
                                          'ftnb.versions.isolation._run': ('versions/isolation.html#_run', 'ftnb/versions/isolation.py'),

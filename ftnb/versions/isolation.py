@@ -157,12 +157,16 @@ def rerun(
     result = room/"result.json"
     if not result.is_file():
         raise StudyFailed(f"the process that ran the study ended with {done.returncode}", str(room),
-                          f"its last words stand {f'in {log.name} there' if quiet else 'above'}")
+                          f"its last words: {_last_line(log)}" if quiet else "")
     said = read_json(result)
     if error := said.get("error"):
         kind = BadInput if said["exit_code"] == 2 else StudyFailed
         raise kind(**error)
     return Rerun(Path(said["folder"]), Path(said["kept"]), said["network"])
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(errors="replace").strip().splitlines() or ["none"])[-1]
 
 
 def as_options(overrides: Mapping[str, Any]) -> list[str]:

@@ -67,7 +67,8 @@ class Changes:
         by: dict[str, list[str]] = {}
         for stage, changes in self.stages.items():
             for change in changes: by.setdefault(change, []).append(stage)
-        named = [f"{change} ({', '.join(stages)})" for change, stages in by.items()]
+        named = [change if change.endswith(f" of {stages[0]}") else f"{change} ({', '.join(stages)})"
+                 for change, stages in by.items()]
         return [*named, *(f"{c} (report)" for c in self.report), *self.machine]
 
 
@@ -123,7 +124,7 @@ def _code_then(version: Version) -> dict[str, list[str]]:
 class Verdict:
     "What verifying a version came to."
     version: str
-    rung: str                                               # of RUNGS; empty: only files were looked at
+    rung: str                                               # of RUNGS; empty: nothing was run
     damaged: dict[str, str] = field(default_factory=dict)   # file → how; then nothing was run
     signature: str = "unsigned"
     unproven: bool = False                                  # a signature was asked for, none is valid
