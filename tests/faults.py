@@ -11,7 +11,8 @@ import os
 import random
 import signal
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,7 @@ FULL = "full"      # the disk is full from here on: nothing new can be made or w
 POWER = "power"    # the machine dies: what wasn't forced to the disk is empty afterwards
 NAMES = "names"    # the machine dies: names that weren't forced to the disk are gone afterwards
 KINDS = (KILL, EIO, FULL, POWER, NAMES)
+END = "the end"
 TAKES_ROOM = ("mkdir", "create", "write", "link", "fsync")
 
 
@@ -43,7 +45,7 @@ class Fault:
     def __call__(self, operation: str, path: Path) -> None:
         self.n += 1
         self._note(operation, path)
-        if self.n == self.k: self._strike(operation, path)
+        if self.n == self.k: self._strike(f"{operation} {path.name}", operation in TAKES_ROOM)
         elif self.n > self.k and self.kind == FULL and operation in TAKES_ROOM:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -57,12 +59,17 @@ class Fault:
         if operation in ("rename", "link", "create") and not os.path.lexists(path):
             self.loose[os.fspath(path)] = os.fspath(path.parent)
 
-    def _strike(self, operation: str, path: Path) -> None:
-        self.tell({"at": f"{operation} {path.name}", "synced": sorted(self.synced),
-                   "loose": sorted(self.loose)})
+    def _strike(self, at: str, takes_room: bool) -> None:
+        self.tell({"at": at, "synced": sorted(self.synced), "loose": sorted(self.loose)})
         if self.kind in (KILL, POWER, NAMES): os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == EIO: raise OSError(errno.EIO, "Input/output error")
-        if operation in TAKES_ROOM: raise OSError(errno.ENOSPC, "No space left on device")
+        if takes_room: raise OSError(errno.ENOSPC, "No space left on device")
+
+    def at_the_end(self) -> None:
+        "A power cut comes at the latest when all is done."
+        if self.kind not in (POWER, NAMES): return
+        self._note("", Path())
+        self._strike(END, False)
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,10 @@ def in_child(operate: Callable[[], Any], kind: str = "", k: int = 0) -> Ended:
         def tell(news: dict) -> None:
             said.update(news)
             os.write(writing, (json.dumps(news) + "\n").encode())
+        fault = Fault(kind, k, tell)
         try:
-            with effects.watch(Fault(kind, k, tell)): operate()
+            with effects.watch(fault): operate()
+            fault.at_the_end()
         except (FtnbError, OSError) as e: tell({"error": str(e)} if said else {"bug": trace(e)})
         except BaseException as e: tell({"bug": trace(e)})
         finally: os._exit(0)
@@ -139,7 +148,7 @@ def every_fault(
     for kind in kinds:
         points: Iterable[int] = count(1)
         if sample is not None and sample < total:
-            points = sorted(random.Random(seed).sample(range(1, total + 1), sample))
+            points = [*sorted(random.Random(seed).sample(range(1, total + 1), sample)), total + 1]
         done[kind] = 0
         for k in points:
             home = folder/f"{kind}-{k}"
@@ -154,7 +163,17 @@ def every_fault(
             if kind in (POWER, NAMES): prepare(home)
             again = in_child(lambda home=home: operate(home))
             assert result(home) == expected, f"{kind} at {k}, {ended.at}: {again}"
+            if ended.at == END: break
     return done
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    "Forced writes are announced but not waited for: what a power cut would lose is worked out."
+    fsync = os.fsync
+    os.fsync = lambda descriptor: None
+    try: yield
+    finally: os.fsync = fsync
 
 
 def counted(operate: Callable[[], Any]) -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINE_CARDS', 'Parts', 'canonical', 'fingerprint', 'told', 'write_facts', 'environment', 'write_notebooks',
-           'write_cards', 'write_version', 'write_timings', 'assemble']
+           'write_cards', 'version_facts', 'write_version', 'write_timings', 'assemble']
 
 # %% ../../nbs/study/assembly.ipynb #c03
 import hashlib
@@ -100,16 +100,21 @@ def write_cards(parts: Parts, folder: Path) -> None:
             write_text(folder/"cards"/kept, source.read_text(encoding="utf-8"))
 
 # %% ../../nbs/study/assembly.ipynb #c15
-def write_version(parts: Parts, folder: Path, mark: str) -> None:
-    "version.json: what the version follows from, and the hash of every file."
+def version_facts(parts: Parts, mark: str) -> dict[str, Any]:
+    "What a version follows from."
     stages = {
         s: {"key": r.key, "receipt": r.id, "made": r.made, "inputs": r.inputs,
             "reads": told(r.reads), "outputs": r.outputs, "notebook": r.notebook}
         for s, r in parts.receipts.items()}
-    write_json(folder/"version.json", {
-        "schema": "ftnb/version/2", "study": parts.plan.name, "fingerprint": mark,
-        "overrides": parts.plan.overrides, "order": list(stages), "stages": stages,
-        "report": parts.report, "files": recorded_files(folder)})
+    return {"schema": "ftnb/version/2", "study": parts.plan.name, "fingerprint": mark,
+            "overrides": parts.plan.overrides, "order": list(stages), "stages": stages,
+            "report": parts.report}
+
+
+def write_version(parts: Parts, folder: Path, mark: str) -> Path:
+    "version.json: what the version follows from, and the hash of every file; the last of all."
+    facts = version_facts(parts, mark) | {"files": recorded_files(folder)}
+    return write_json(folder/"version.json", facts)
 
 
 def write_timings(parts: Parts, folder: Path) -> None:
@@ -133,7 +138,6 @@ def assemble(parts: Parts, folder: Path) -> Path:
     if examples.is_dir(): write_rows(examples, folder)
     render(folder)
     write_timings(parts, folder)
+    write_crate(folder, version_facts(parts, mark))
     write_version(parts, folder, mark)
-    write_crate(folder)
-    write_version(parts, folder, mark)   # with the crate's own hash
     return folder

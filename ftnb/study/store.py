@@ -6,7 +6,7 @@
 __all__ = ['SMALL', 'ABANDONED', 'say', 'holder', 'in_words', 'sign', 'Locks', 'store_lock', 'flock', 'no_lock', 'from_elsewhere',
            'digest', 'Damaged', 'Receipt', 'Objects', 'Adding', 'counted', 'check_outputs', 'Keeping', 'read_receipt',
            'whole_receipt', 'Finding', 'same_now', 'folders', 'strays', 'Running', 'Flaw', 'Health', 'Checking',
-           'object_flaw', 'changed', 'temporary', 'Repairing', 'Waste', 'Garbage', 'Store', 'version_stages',
+           'object_flaw', 'changed', 'temporary', 'Repairing', 'Waste', 'Garbage', 'Store', 'needed', 'version_stages',
            'old_things', 'held', 'remove_lock', 'files_of', 'linked', 'freed']
 
 # %% ../../nbs/study/store.ipynb #c03
@@ -210,7 +210,7 @@ class Receipt:
         rest = {k: v for k, v in content.items() if k != "sha256"}
         if content.get("sha256") != digest(rest): raise Damaged("a receipt isn't what was written")
         if rest.pop("schema") != cls.SCHEMA:
-            raise BadInput("a receipt of another version of ftnb", "", f"this one reads {cls.SCHEMA}")
+            raise BadInput("a receipt of another version of ftnb", fix=f"here: {cls.SCHEMA}")
         return cls(**{f.name: rest[f.name] for f in fields(cls)})
 
 # %% ../../nbs/study/store.ipynb #c17
@@ -437,8 +437,10 @@ class Finding(Keeping):
         folder = Path(folder)
         with self.working(), writes(folder):
             places = {name: self.object(f["sha256"]) for name, f in receipt.files.items()}
-            wrong = {n for n, place in places.items() if not self._is(folder/n, place)}
             stray = strays(folder, receipt)
+            gone = {p.relative_to(folder) for p in stray}     # with all that is reached through it
+            wrong = {n for n, place in places.items()
+                     if gone & set(Path(n).parents) or not self._is(folder/n, place)}
             if wrong or stray: wrong |= places.keys() & {"record.json"}
             self._room(folder, [places[n] for n in wrong])
             for path in [folder/"record.json"] * bool(wrong) + stray: remove(path)
@@ -504,7 +506,7 @@ class Running(Finding):
             self.running, self._uses = folder, {}
             try: yield folder
             finally: self.running = None
-            with suppress(OSError): remove(folder)
+            with suppress(OSError), self.working(): remove(folder)
 
     def _pin(self, receipt: Receipt) -> None:
         "Note that this run uses a receipt and its objects."
@@ -570,8 +572,8 @@ class Checking(Running):
             found |= {p: self._receipt_flaw(p) for p in receipts}
             found |= dict.fromkeys(temporary(self.root), "a temporary file nobody finished")
             size = sum(p.stat().st_size for p in objects)
-        flaws = (Flaw(p.relative_to(self.root).as_posix(), what) for p, what in found.items() if what)
-        return Health(tuple(flaws), len(objects), len(receipts), size, deep)
+        flaws = tuple(Flaw(p.relative_to(self.root).as_posix(), w) for p, w in found.items() if w)
+        return Health(flaws, len(objects), len(receipts), size, deep)
 
     def _objects(self) -> list[Path]:
         return sorted(p for p in self.root.glob("objects/*/*") if p.suffix != ".part")
@@ -630,7 +632,7 @@ class Repairing(Checking):
         if where: self.told(f"{path.relative_to(self.root)} · set aside as {where.name}")
 
     def _taken_back(self, receipt: Receipt) -> bool:
-        "Whether a receipt's objects are all there; if need be again, from files that versions keep."
+        "Whether a receipt's objects are there; if need be again, from files that versions keep."
         for name, file in receipt.files.items():
             if self.has(file["sha256"]): continue
             for kept in self.root.glob(f"versions/*/*/workbench/{receipt.stage}/{name}"):
@@ -703,7 +705,7 @@ class Store(Repairing):
         since = time.time() - days * 86400
         live = [run for run in self.root.glob("runs/*") if held(run/"lock")]
         why = old_things(self.root, reports, live, since)
-        receipts, objects = self._needed(version_stages(reports), live, since)
+        receipts, objects = needed(self._receipts(), version_stages(reports), live, since)
         why |= {p: "no version needs this receipt" for p in self._receipts()
                 if p not in receipts and whole_receipt(p)}
         stay = linked(p for p in self.root.glob("versions/*/*") if p not in why)
@@ -713,22 +715,27 @@ class Store(Repairing):
         wastes = [Waste(p.relative_to(self.root).as_posix(), frees[p], why[p]) for p in sorted(why)]
         return Garbage(tuple(wastes), reports, days)
 
-    def _needed(self, of_versions: dict[str, list[Any]], live: list[Path],
-                since: float) -> tuple[set[Path], set[str]]:
-        "The receipts that stay, and the objects that are needed."
-        used = [read_json(run/"uses.json") for run in live if (run/"uses.json").is_file()]
-        pinned = {name for uses in used for name in uses["receipts"]}
-        objects, stay = {sha for uses in used for sha in uses["objects"]}, set()
-        for path in filter(whole_receipt, self._receipts()):
-            receipt = read_receipt(path)
-            name = f"{receipt.stage}/{receipt.key}/{receipt.id}"
-            wanted = any(o in (None, receipt.outputs) for o in of_versions.get(name, ()))
-            if wanted or name in pinned or changed(path) >= since:
-                stay.add(path)
-                objects |= receipt.objects
-        return stay, objects
-
 # %% ../../nbs/study/store.ipynb #c43
+def needed(
+    receipts: Iterable[Path],
+    of_versions: dict[str, list[Any]],  # stage/key/receipt → what versions say it handed on
+    live: list[Path],                   # runs that are going on
+    since: float,                       # younger receipts stay
+) -> tuple[set[Path], set[str]]:        # the receipts that stay, and the objects that are needed
+    "What versions, running studies and the last days need."
+    used = [read_json(run/"uses.json") for run in live if (run/"uses.json").is_file()]
+    pinned = {name for uses in used for name in uses["receipts"]}
+    objects, stay = {sha for uses in used for sha in uses["objects"]}, set()
+    for path in filter(whole_receipt, receipts):
+        receipt = read_receipt(path)
+        name = f"{receipt.stage}/{receipt.key}/{receipt.id}"
+        wanted = any(o in (None, receipt.outputs) for o in of_versions.get(name, ()))
+        if wanted or name in pinned or changed(path) >= since:
+            stay.add(path)
+            objects |= receipt.objects
+    return stay, objects
+
+
 def version_stages(reports: Path) -> dict[str, list[Any]]:
     "By stage/key/receipt: what the versions that need it say it handed on."
     found: dict[str, list[Any]] = {}
@@ -741,7 +748,7 @@ def version_stages(reports: Path) -> dict[str, list[Any]]:
 
 def old_things(root: Path, reports: Path, live: list[Path], since: float) -> dict[Path, str]:
     "What isn't kept by content: runs, checkpoints, files of versions, temporary files."
-    def old(pattern: str) -> list[Path]: return [p for p in root.glob(pattern) if changed(p) < since]
+    def old(at: str) -> list[Path]: return [p for p in root.glob(at) if changed(p) < since]
     done = {p.parent.name for p in root.glob("receipts/*/*/*.json")}
     why = {p: "a run that ended without a version" for p in old("runs/*") if p not in live}
     why |= {p: "checkpoints of a training that nobody went on with" for p in old("checkpoints/*")}
