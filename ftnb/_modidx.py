@@ -2818,6 +2818,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ftnb.study.usage.differences': ('study/usage.html#differences', 'ftnb/study/usage.py'),
                                   'ftnb.study.usage.key_of': ('study/usage.html#key_of', 'ftnb/study/usage.py'),
                                   'ftnb.study.usage.local_content': ('study/usage.html#local_content', 'ftnb/study/usage.py'),
+                                  'ftnb.study.usage.looked_into': ('study/usage.html#looked_into', 'ftnb/study/usage.py'),
                                   'ftnb.study.usage.notebook_facts': ('study/usage.html#notebook_facts', 'ftnb/study/usage.py'),
                                   'ftnb.study.usage.parents': ('study/usage.html#parents', 'ftnb/study/usage.py'),
                                   'ftnb.study.usage.report_made': ('study/usage.html#report_made', 'ftnb/study/usage.py'),
