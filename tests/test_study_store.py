@@ -125,7 +125,7 @@ def test_restoring_survives_every_fault(tmp_path, sample, instead):
         store.restore(receipt, home/"bench"/"train")
     def believe(home, ended):
         believed(home, ended)
-        if ended.at.startswith("create"): return
+        if ended.at == "unlink record.json": return    # as it was: nothing is done yet
         record = home/"bench"/"train"/"record.json"
         if not record.exists(): return       # half restored: it says that the stage hasn't run
         said = read_json(record)["outputs"]["model"]
@@ -178,7 +178,7 @@ def test_repairing_survives_every_fault(tmp_path, sample):
     def result(home): return open_store(home).check(deep=True).flaws
     done = faults.every_fault(tmp_path, before, mend, believe, result,
                               kinds=DIE_OR_FAIL, sample=sample)
-    assert min(done.values()) >= 6, done
+    assert min(done.values()) >= min(sample or 6, 6), done
 
 
 # -- tampering
