@@ -286,14 +286,15 @@ class Adding(Objects):
         sha = sha256(file)
         place = self.place(sha)
         alone = ours and file.stat().st_nlink == 1
-        for _ in range(2):
-            if self._whole(sha): break
+        tries = 0
+        while not self._whole(sha):
+            if tries == 2:
+                raise StudyFailed(f"{file.name} changed while it was taken in", str(file.parent))
+            tries += 1
             if alone: sync_file(file)
             make_folder(place.parent)
             with suppress(FileExistsError): (link_or_copy if alone else copy)(file, place)
             set_mode(place, 0o444)
-        if not self._whole(sha):
-            raise StudyFailed(f"{file.name} changed while it was taken in", str(file.parent))
         set_mode(place, 0o444)
         one_disk = file.stat().st_dev == place.stat().st_dev
         if ours and one_disk and not os.path.samefile(file, place): self._stand_in(place, file)
