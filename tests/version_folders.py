@@ -14,7 +14,7 @@ from ftnb.foundation.records import Record
 from ftnb.foundation.settings import Settings, Stated
 from ftnb.study.crate import write_crate
 from ftnb.study.rows import row_line, write_rows
-from ftnb.study.runner import Version, kept_files
+from ftnb.study.versions import Version, kept_files
 
 ROWS = {"train": [{"text": "the bucket is full", "label": "s3"},
                   {"text": "start two machines", "label": "ec2"}],

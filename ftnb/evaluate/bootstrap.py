@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Value', 'DELONG', 'group_codes', 'resamples', 'wilson', 'share', 'effective_rows', 'likeness', 'mean', 'bounded',
-           'jackknife_error', 'over_resamples', 'leaving_out', 'from_counts', 'area', 'hanley_mcneil', 'bca',
-           'bca_levels', 'metric_intervals', 'class_intervals']
+           'jackknife_error', 'over_resamples', 'leaving_out', 'from_counts', 'area', 'hanley_mcneil', 'placements',
+           'bca', 'bca_levels', 'metric_intervals', 'class_intervals']
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #c03
 from collections.abc import Callable, Iterator, Sequence
@@ -248,7 +248,7 @@ def area(
     if probabilities.shape[1] == 2:
         used = np.array([1])
     estimate = float(aucs(truth, probabilities)[used].mean())
-    moved = np.mean([_placements(truth == k, probabilities[:, k], codes) for k in used], axis=0)
+    moved = np.mean([placements(truth == k, probabilities[:, k], codes) for k in used], axis=0)
     grouped = np.bincount(codes, moved)
     observed, alone = float((grouped**2).sum()), float((moved**2).sum())
     model = lambda a: (
@@ -269,7 +269,7 @@ def hanley_mcneil(a: float | np.ndarray, inside: int, outside: int) -> float | n
     return a * (1 - a) / (inside * outside) * (1 + extra * (1 - a) / (2 - a) + extra * a / (1 + a))
 
 
-def _placements(belongs: np.ndarray, scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def placements(belongs: np.ndarray, scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     "How much each row moves the area, (n,), with the jackknife's allowance for few groups."
     inside, outside = int(belongs.sum()), int((~belongs).sum())
     ranks, own = rankdata(scores), np.empty(len(scores))

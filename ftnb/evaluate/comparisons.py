@@ -67,7 +67,7 @@ def _signs(units: int, permutations: int, seed: int, block: int = 2**23):
 
 # %% ../../nbs/evaluate/comparisons.ipynb #c14
 def swap(
-    metric: Callable[[Margins], np.ndarray],  # such as lambda m: macro(f1(m), m)
+    metric: Callable[[Margins], np.ndarray],  # such as lambda m: macro(f1(m), m); or (…, k)
     truth: np.ndarray,  # (n,) class of each row
     a: np.ndarray,  # (n,) class predicted by model a
     b: np.ndarray,  # (n,) class predicted by model b
@@ -75,7 +75,7 @@ def swap(
     groups: Sequence | np.ndarray | None = None,  # (n,) what each row belongs to
     permutations: int = 10_000,  # random swaps
     seed: int = 0,  # of the generator
-) -> float:  # two-sided p
+) -> float | np.ndarray:  # two-sided p, one for each value of the metric
     "Paired permutation test of a metric of counts (approximate randomisation, Noreen 1989)."
     codes = group_codes(groups, len(truth))
     unlike = np.flatnonzero(np.bincount(codes, a != b) > 0)
@@ -96,7 +96,7 @@ def swap(
     seen = gap(np.zeros((1, len(unlike))))[0] - 1e-12
     block = max(len(unlike), 2**22 * len(unlike) // len(place))
     hits = sum(
-        int((gap((s + 1) / 2) >= seen).sum())
+        np.sum(gap((s + 1) / 2) >= seen, axis=0)
         for s in _signs(len(unlike), permutations, seed, block)
     )
     return (1 + hits) / (1 + permutations)

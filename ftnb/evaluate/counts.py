@@ -108,7 +108,7 @@ def balanced_accuracy(m: Margins) -> np.ndarray:
 
 def mcc(m: Margins) -> np.ndarray:
     "Matthews' correlation (Gorodkin 2004), (…), in [−1, 1]; 0 when undefined."
-    n = m.truth.sum(-1)
+    n = 1.0 * m.truth.sum(-1)  # n⁴ of 60,000 rows is beyond an int64
     covariance = m.hits.sum(-1) * n - (m.truth * m.predicted).sum(-1)
     spread = (n**2 - (m.truth**2).sum(-1)) * (n**2 - (m.predicted**2).sum(-1))
     return ratio(covariance, np.sqrt(np.maximum(spread, 0)))

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +78,7 @@ class Job:
     deadline: float                             # of time.monotonic()
     on_cell: Callable[[int, int], None]         # told: this one of so many cells begins
     stop: threading.Event                       # set: end after saving what is there
+    needs: Sequence[str] | None = None          # what of the preloaded it needs; None: all
     hurry: threading.Event = field(default_factory=threading.Event)  # set: and don't wait
     process: Process | None = None
     ending: tuple[str, int | None, str, str] | None = None  # status, cell, ename, evalue
@@ -249,7 +250,7 @@ async def begin(job: Job, why: str = "") -> tuple[Talk, dict[str, Any]]:
     talk = Talk(job.kernels, number)
     arguments = ["-f", talk.client.connection_file, "--HistoryManager.hist_file=:memory:"]
     job.process = await asyncio.to_thread(
-        job.kernels.launch, arguments, job.environment, job.cwd, why)
+        job.kernels.launch, arguments, job.environment, job.cwd, why, job.needs)
     try: return talk, await talk.ready(job.process)
     except BaseException as e:
         await talk.end(job.process)

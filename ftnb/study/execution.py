@@ -88,13 +88,15 @@ def execute(
     timeout: float | None = None,                   # seconds until it's cut
     on_cell: Callable[[int, int], None] = lambda index, cells: None,
     stop: threading.Event | None = None,            # set it to end early
+    needs: Sequence[str] | None = None,             # what of the kernels' preloaded; None: all
     ignore: Sequence[Path] = (),                    # folders whose files aren't told as read
 ) -> Executed:
     "Execute a notebook. Raises StageFailed, Stopped, or BadInput when it can't be saved."
     if kernels is None:
         with Kernels(environment=environment) as kernels:
             return execute(notebook, output, parameters, kernels=kernels, environment=environment,
-                           cwd=cwd, timeout=timeout, on_cell=on_cell, stop=stop, ignore=ignore)
+                           cwd=cwd, timeout=timeout, on_cell=on_cell, stop=stop, needs=needs,
+                           ignore=ignore)
     from ftnb.study.engine import Job, with_papermill
     begun, folder = time.monotonic(), Path(cwd or notebook.parent).resolve()
     told = {**os.environ, **(environment or {})}
@@ -103,7 +105,8 @@ def execute(
     told |= {"FTNB_READS": str(reads), "FTNB_UNREAD": json.dumps(unread(root, ignore)),
              "IPYTHONDIR": str(kernels.folder/"ipython")}   # nobody's own start-up files
     job = Job(Path(output).resolve(), kernels, told, folder,
-              begun + timeout if timeout else float("inf"), on_cell, stop or threading.Event())
+              begun + timeout if timeout else float("inf"), on_cell, stop or threading.Event(),
+              needs)
     patiently(lambda: with_papermill(notebook, parameters, job), job)
     used = job.process
     if job.ending or not used: raise failure(*(job.ending or ("interrupted", None, "", "")))

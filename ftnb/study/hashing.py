@@ -94,6 +94,9 @@ class Memory:
         known, self.damage = read_checked(file, KIND) if file else (None, "")
         self.entries: dict[str, list] = known or {}
         self.new: dict[str, list] = {}
+        self.asked: set[str] = set()    # files and folders whose content was asked for
+        self.walked: set[str] = set()   # folders of which every file and folder counts
+        self.listed: set[str] = set()   # folders of which only the names count
         if self.damage: print(f"note: {file} {self.damage}; it is made again", file=sys.stderr)
 
     def __repr__(self): return f"{len(self.entries):,} files known, {len(self.new):,} of them new"
@@ -137,6 +140,7 @@ class Hashes(Memory):
     def of(self, path: Path | str) -> str:
         "SHA-256 of a file's content, or of a folder's names and contents."
         key = os.path.abspath(path)
+        self.asked.add(key)
         try:
             s = os.stat(path)
             return self._folder(key) if S_ISDIR(s.st_mode) else self._file(key, numbers(s))
@@ -151,6 +155,7 @@ class Hashes(Memory):
     ) -> Any:
         "What a function makes of a file's content."
         key = os.path.abspath(path)
+        self.asked.add(key)
         entry = self.entries.get(key)
         if entry and tuple(entry[:4]) == signature(path) and name in entry[5]:
             return entry[5][name]
@@ -162,6 +167,7 @@ class Hashes(Memory):
         return value
 
     def _folder(self, home: str) -> str:
+        self.walked.add(home)
         paths = ((name, f"{home}/{name}") for name in files_below(home))
         return sha256_of_folder({name: self._file(p, signature(p)) for name, p in paths})
 

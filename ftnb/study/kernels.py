@@ -183,9 +183,11 @@ class Launching(Guarded):
         environment: dict[str, str],   # all of it
         cwd: Path,                     # where the kernel works
         why: str = "",                 # why it must start cold; empty: it needn't
+        needs: Sequence[str] | None = None,  # what of the preloaded must be there; None: all
     ) -> Process:
         "Start a kernel."
         order = {"arguments": arguments, "environment": environment, "cwd": str(cwd),
+                 "needs": needs if needs is None else list(needs),
                  "log": str(self.folder/f"kernel-{next(self.numbers)}.log")}
         with self.lock: self.starting += 1
         try: return self.begin(order, why)

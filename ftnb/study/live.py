@@ -7,6 +7,7 @@ __all__ = ['doing', 'duration', 'time_left', 'Display', 'Live']
 
 # %% ../../nbs/study/live.ipynb #c03
 import json
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -48,7 +49,8 @@ class Display:
         console: Console | None = None,        # by default standard error
     ):
         self.files, self.expected = dict(stages), dict(expected or {})
-        self.console = console or Console(stderr=True, highlight=False, force_jupyter=False)
+        self.console = console or Console(stderr=True, highlight=False, force_jupyter=False,
+                                          force_terminal=sys.stderr.isatty())
         self.bar = Progress(
             TextColumn("{task.fields[stage]:<9}"), BarColumn(24),
             TextColumn("{task.fields[cell]:<11}"), TimeElapsedColumn(),

@@ -45,6 +45,7 @@ class Places:
         self._known: dict[str, Path | None] = {}
         self._names: dict[Path, frozenset[str]] = {}
         self.bared: set[Path] = set()    # packages without __init__
+        self.listed: set[str] = set()    # folders that were looked into
 
     def find(self, name: str) -> Path | None:
         "The file of a module, or the folder of a package without __init__; None if it isn't ours."
@@ -91,6 +92,7 @@ class Places:
         if folder not in self._names:
             try: self._names[folder] = frozenset(os.listdir(folder))
             except OSError: self._names[folder] = frozenset()
+            self.listed.add(str(folder))
         return self._names[folder]
 
     def regular(self, folder: Path, name: str) -> Path | None:
@@ -134,6 +136,8 @@ def source_of(
                 if "." not in module: others.add(module)
                 break
             if file not in places.bared: uses.add(module)
+    if any((m, n) == ("importlib.metadata", "distributions") for _, m, n in facts["imports"]):
+        others.add("*")      # it looks at everything that is installed
     return Source(facts["hash"], frozenset(uses), frozenset(others), frozenset(facts["texts"]))
 
 
@@ -179,7 +183,7 @@ class Sources(Places):
     def __init__(self, folders: Sequence[Path], packages: Mapping[str, Path], there: Installed,
                  hashes: Hashes):
         super().__init__(folders, packages, there)
-        self.hashes = hashes
+        self.hashes, self.listed = hashes, hashes.listed
         self._read: dict[str, Source] = {}
 
     def source(self, name: str) -> Source:
@@ -270,6 +274,7 @@ class Package:
     def __init__(self, name: str, home: Path, sources: Sources):
         self.code, self.data = data_files(name, home)
         self.sources = sources
+        sources.listed |= {str(home), *(str(f.parent) for f in self.code)}
 
     @cached_property
     def named(self) -> set[str]:
@@ -308,8 +313,10 @@ def local_content(path: str, site: Settings, hashes: Hashes) -> str:
     path = path.removeprefix("file://")
     if "://" in path: return ""
     here = site.root/Path(path).expanduser()
+    hashes.asked.add(str(here))        # what isn't there was looked for, too
     if here.exists(): return hashes.of(here)
     if not glob.has_magic(path): return ""
+    hashes.walked.add(str(next(p for p in here.parents if not glob.has_magic(str(p)))))
     found = [p for p in glob.glob(str(here), recursive=True) if os.path.isfile(p)]
     return sha256_of_folder({os.path.relpath(p, site.root): hashes.of(p) for p in found}) \
         if found else ""
@@ -354,7 +361,8 @@ class Usage:
         for name in sorted({m.partition(".")[0] for m in used.modules}):
             if package := self.package(name): files |= package.files_used(used)
         return {"modules": dict(sorted(used.modules.items())), "files": files,
-                "packages": self.installed.closure(used.others)}
+                "packages": dict(sorted(self.installed.versions.items())) if "*" in used.others
+                else self.installed.closure(used.others)}
 
     def notebook(self, stage: str) -> dict[str, Any]:
         "The facts of a stage notebook's code cells."
