@@ -239,7 +239,7 @@ def test_a_damaged_object_is_named_and_never_handed_out(tmp_path, how):
     assert bool(told) == (how != "delete") and all(sha in message for message in told)
     with pytest.raises(Damaged): store.restore(receipt, tmp_path/"elsewhere")
     assert not (tmp_path/"elsewhere").exists()
-    stage(tmp_path)                                                 # computed again, it mends itself
+    stage(tmp_path)                                                # computed again, it mends itself
     assert keep(tmp_path, store) == receipt and find(tmp_path, store) == receipt
     assert store.check(deep=True)
 
