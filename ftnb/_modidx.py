@@ -2719,6 +2719,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ftnb.study.store.from_elsewhere': ('study/store.html#from_elsewhere', 'ftnb/study/store.py'),
                                   'ftnb.study.store.held': ('study/store.html#held', 'ftnb/study/store.py'),
                                   'ftnb.study.store.holder': ('study/store.html#holder', 'ftnb/study/store.py'),
+                                  'ftnb.study.store.host': ('study/store.html#host', 'ftnb/study/store.py'),
                                   'ftnb.study.store.in_words': ('study/store.html#in_words', 'ftnb/study/store.py'),
                                   'ftnb.study.store.linked': ('study/store.html#linked', 'ftnb/study/store.py'),
                                   'ftnb.study.store.needed': ('study/store.html#needed', 'ftnb/study/store.py'),
