@@ -381,9 +381,9 @@ def site(
     debug: Debug = False,
 ) -> None:
     "Make the pages that list all studies, versions and sweeps, to be opened from a folder."
-    from ftnb.versions.site import build_site
-    made = build_site(settings(), folder)
-    say(as_json, {"site": str(made)}, os.path.relpath(made))
+    from ftnb.versions.site import write_site
+    made = write_site(folder, settings())
+    say(as_json, made.to_dict(), made)
 
 
 @app.command()
