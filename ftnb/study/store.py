@@ -472,7 +472,7 @@ def strays(folder: Path, receipt: Receipt) -> list[Path]:
             found.append(path)
     return found
 
-
+# %% ../../nbs/study/store.ipynb #c35
 class Restoring(Finding):
     "A store that gives back what it kept."
 
@@ -505,7 +505,7 @@ class Restoring(Finding):
         if places and places[0].stat().st_dev != home.stat().st_dev:
             need_space(home, sum(p.stat().st_size for p in places))
 
-# %% ../../nbs/study/store.ipynb #c38
+# %% ../../nbs/study/store.ipynb #c39
 class Running(Restoring):
     "A store that knows who uses it."
 
@@ -538,7 +538,7 @@ class Running(Restoring):
                 "schema": "ftnb/uses/1", "receipts": sorted(self._uses), "objects": objects},
                 sync=False)     # after a power cut no run lives that uses it
 
-# %% ../../nbs/study/store.ipynb #c42
+# %% ../../nbs/study/store.ipynb #c43
 ABANDONED = 3600   # seconds after which a temporary file is nobody's
 
 
@@ -578,7 +578,7 @@ class Health:
         rows = [f"| `{f.path}` | {f.what} |" for f in self.flaws]
         return "\n".join([self.sentence, "", "| in the store | flaw |", "|---|---|", *rows])
 
-# %% ../../nbs/study/store.ipynb #c43
+# %% ../../nbs/study/store.ipynb #c44
 class Checking(Running):
     "A store that can look at itself."
 
@@ -617,7 +617,7 @@ def object_flaw(path: Path, of: Callable[[Path], str]) -> str:
     if of(path) != path.name: return "an object isn't what its name says"
     return "" if path.stat().st_mode & 0o222 == 0 else "can be written to"
 
-# %% ../../nbs/study/store.ipynb #c44
+# %% ../../nbs/study/store.ipynb #c45
 def changed(path: Path) -> float:
     "When a file, or the newest file in a folder, was last changed, in seconds since 1970."
     newest = 0.0
@@ -661,7 +661,7 @@ class Repairing(Checking):
                 if sha256(kept) == file["sha256"]: self._take(kept, True)
         return all(self.has(sha) for sha in receipt.objects)
 
-# %% ../../nbs/study/store.ipynb #c48
+# %% ../../nbs/study/store.ipynb #c49
 @dataclass(frozen=True)
 class Waste:
     "Something that nobody needs."
@@ -704,7 +704,7 @@ class Garbage:
         rows = [f"| {why} | {n:,} | {frees} |" for why, n, frees in self.rows()]
         return "\n".join([self.sentence, "", "| why | how many | frees |", "|---|---|---|", *rows])
 
-# %% ../../nbs/study/store.ipynb #c49
+# %% ../../nbs/study/store.ipynb #c50
 class Store(Repairing):
     "What stages made, kept by content."
 
@@ -740,7 +740,7 @@ class Store(Repairing):
         wastes = [Waste(p.relative_to(self.root).as_posix(), frees[p], why[p]) for p in sorted(why)]
         return Garbage(tuple(wastes), reports, days)
 
-# %% ../../nbs/study/store.ipynb #c50
+# %% ../../nbs/study/store.ipynb #c51
 def needed(
     receipts: Iterable[Path],
     of_versions: dict[str, list[Any]],  # stage/key/receipt → what versions say it handed on
@@ -786,7 +786,7 @@ def old_things(root: Path, reports: Path, live: list[Path], since: float) -> dic
     return why | {p: "a lock that nobody holds" for p in old("locks/*.lock")
                   if p.name not in ("store.lock", "damaged.lock") and not held(p)}
 
-# %% ../../nbs/study/store.ipynb #c51
+# %% ../../nbs/study/store.ipynb #c52
 def held(path: Path) -> bool:
     "Whether a living process holds a lock."
     from filelock import FileLock, Timeout
