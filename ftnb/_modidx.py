@@ -3673,6 +3673,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ftnb.versions.verify.Changes.lines': ( 'versions/verify.html#changes.lines',
                                                                               'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify.Verdict': ('versions/verify.html#verdict', 'ftnb/versions/verify.py'),
+                                      'ftnb.versions.verify.Verdict.__repr__': ( 'versions/verify.html#verdict.__repr__',
+                                                                                 'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify.Verdict.__rich__': ( 'versions/verify.html#verdict.__rich__',
                                                                                  'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify.Verdict._repr_html_': ( 'versions/verify.html#verdict._repr_html_',
