@@ -1,6 +1,6 @@
 """A version's rows by name, and the version as an RO-Crate that others can read.
 
-Whether a crate is right is said by the public validator and by the library rocrate, which stand in an
+Whether a crate is right is said by the public validator and the library rocrate, which stand in an
 environment of their own; what PROV tools see is asked with rdflib.
 """
 import copy

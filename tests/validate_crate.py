@@ -2,8 +2,8 @@
 
     python validate_crate.py REQUIRED|RECOMMENDED CACHE FOLDER…
 
-prints {folder: [{severity, check, message, entity}]}. The validator wants one document from the web,
-the RO-Crate 1.1 context. The library rocrate 0.14.0 carries it (CC0), so it is put into the
+prints {folder: [{severity, check, message, entity}]}. The validator wants one document from the
+web, the RO-Crate 1.1 context. The library rocrate 0.14.0 carries it (CC0), so it is put into the
 validator's HTTP cache, and the validator is told to stay offline.
 """
 import json
@@ -28,8 +28,8 @@ class Carried(HTTPAdapter):
     def send(self, request, **options):
         if request.url != CONTEXT: raise requests.ConnectionError(f"no network: {request.url}")
         body = BytesIO((files("rocrate")/"data"/"ro-crate.jsonld").read_bytes())
-        raw = HTTPResponse(body, {"Content-Type": "application/ld+json"}, 200, preload_content=False,
-                           request_url=request.url)
+        raw = HTTPResponse(body, {"Content-Type": "application/ld+json"}, 200,
+                           preload_content=False, request_url=request.url)
         return self.build_response(request, raw)
 
 

@@ -1,148 +1,135 @@
-"Report versions with all that they keep, made by hand: for tests of whatever reads versions."
+"""Report versions of schema 2 as they are published, made in no time, for tests of what reads them.
+
+Every hash in them is true: of the rows, of the data file, of what the stages hand on, of the
+folder's files.
+"""
+import hashlib
 import json
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ftnb.evaluate.predict import Predictions, read_rows, write_predictions
-from ftnb.evaluate.summaries import Measuring, plain_facts
-from ftnb.foundation.files import sha256, write_json, write_text
-from ftnb.foundation.intervals import Interval
+from ftnb.foundation.files import sha256, size, write_json, write_text
+from ftnb.foundation.records import Record
 from ftnb.foundation.settings import Settings, Stated
-from ftnb.study.rows import write_rows
-from ftnb.study.syntax import code_hash
-from ftnb.study.versions import Version, open_version
+from ftnb.study.crate import write_crate
+from ftnb.study.rows import row_line, write_rows
+from ftnb.study.versions import Version, kept_files
 
-LABELS = ["ec2", "iam", "kms", "s3"]
-WORDS = "how do i stop the box reset a key rotate my bucket policy again please now".split()
-MODULE = "def f(x):\n    return 2 * x\n"
-
-
-def requests(n: int, seed: int = 0, groups: int = 3) -> list[dict[str, Any]]:
-    "Rows in splits, in groups of some, each by somebody: its text names its number."
-    rng, rows = np.random.default_rng(seed), []
-    for i in range(n):
-        text = f"{' '.join(rng.choice(WORDS, rng.integers(4, 9)))} {i}"
-        split = ("train", "test", "train", "validation", "test")[i // groups % 5]
-        rows.append({"split": split, "text": text, "label": LABELS[rng.integers(4)],
-                     "group": f"g{i // groups}",
-                     "register": str(rng.choice(["typo", "formal", "chatty"]))})
-    return rows
+ROWS = {"train": [{"text": "the bucket is full", "label": "s3"},
+                  {"text": "start two machines", "label": "ec2"}],
+        "test": [{"text": "où est mon bucket ?", "label": "s3"}]}
+PACKAGES = {"torch": "2.13.0", "pandas": "3.1.1"}
+MODULES = {"ftnb.data.splits": "5" * 64, "helper": "6" * 64}
 
 
-@dataclass
-class Made:
-    "What a version is to be like."
-    rows: list[dict[str, Any]]
-    strength: float = 1.5          # how good its model is
-    noise: int = 1                 # seed of the model's own errors
-    train: dict[str, Any] = field(default_factory=lambda: {"epochs": 3, "seed": 1})
-    evaluate: dict[str, Any] = field(
-        default_factory=lambda: {"calibration_bins": 10, "calibration_binning": "equal mass"})
-    module: str = MODULE
-    cell: str = "model = train(epochs)"
-    packages: dict[str, str] = field(default_factory=lambda: {"torch": "2.13.0"})
-    verdict: str = "ship"
-    labels: list[str] = field(default_factory=lambda: LABELS)
-    keep: bool = True
+def empty_site(root: Path) -> Settings:
+    "A site without versions."
+    (root/"settings.ini").write_text("[ftnb]\ntracking_uri =\n")
+    return Settings(root.resolve(), Stated(tracking_uri=""))
 
 
-def answers(test, strength: float, noise: int) -> Predictions:
-    "What a model of some strength says: half of its errors are those of every model."
-    classes, n = len(test.labels), len(test)
-    own = np.random.default_rng([noise, n]).normal(size=(n, classes))
-    common = np.array([np.random.default_rng(abs(hash_of(t))).normal(size=classes)
-                       for t in test.texts])
-    logits = 1.2 * (common + own)
-    logits[np.arange(n), test.truth] += strength
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return Predictions("model", test, e / e.sum(1, keepdims=True))
+def record(folder: Path, name: str, path: str, kind: str, rows: int | None = None, **about) -> dict:
+    "The record of a file or folder that a stage left."
+    at = folder/path
+    return asdict(Record(name, path, sha256(at), size(at), kind, rows, about))
 
 
-def hash_of(text: str) -> int:
-    return int.from_bytes(text.encode()[-8:], "big")
+def prepared(bench: Path, data: Path, rows: dict[str, list[dict]], modules: dict) -> dict:
+    "What the stage prepare leaves."
+    for split, some in rows.items():
+        write_text(bench/"examples"/f"{split}.jsonl", "".join(row_line(r) + "\n" for r in some))
+    write_text(bench/"card.md", "# data\n")
+    write_text(bench/"quarantine.jsonl", "")
+    counts = {split: len(some) for split, some in rows.items()}
+    total = sum(counts.values())
+    outputs = [record(bench, "examples", "examples", "ftnb/examples/1", total, **counts),
+               record(bench, "card", "card.md", "ftnb/card/1"),
+               record(bench, "quarantine", "quarantine.jsonl", "ftnb/quarantine/1", 0)]
+    made = {"parameters": {"path": data.name, "licence": "cc0-1.0", "drawn": name(rows)},
+            "modules": modules, "files": {"ftnb/data/names.json": "7" * 64},
+            "contents": {data.name: sha256(data)}, "packages": {"pandas": "3.1.1"}}
+    return {"inputs": {}, "outputs": {o["name"]: o for o in outputs}, "reads": {}, "made": made}
 
 
-def bias_facts(said: Predictions) -> dict[str, Any]:
-    "Gaps between registers, as the stage bias records them; intervals by hand."
-    register = np.array(said.rows.columns["register"])
-    groups = []
-    for name in sorted(set(register)):
-        mine = register == name
-        gap = said.right[mine].mean() - said.right[~mine].mean()
-        reach = 2 * (.25 / mine.sum())**.5
-        groups.append({"group": name, "against_rest": Interval(
-            float(gap), float(gap - reach), float(gap + reach)).to_dict()})
-    return {"disparities": [{"grouping": "register", "score": "accuracy", "groups": groups}],
-            "counterfactuals": {"flip_rate": Interval(.08, .05, .12).to_dict()}}
+def trained(bench: Path, before: dict, base: str, packages: dict, seed: int) -> dict:
+    "What the stage train leaves; the model follows from rows, base and seed."
+    from_rows = before["outputs"]["examples"]["sha256"]
+    write_json(bench/"model"/"weights.json", [from_rows, base, seed])
+    made = {"parameters": {"learning_rate": 3e-4, "seed": seed, "base_model": base,
+                           "base_revision": None},
+            "modules": {"ftnb.data.splits": "5" * 64}, "files": {}, "contents": {},
+            "packages": packages}
+    return {"inputs": {"prepare.examples": from_rows}, "reads": {"notes.txt": "8" * 64},
+            "outputs": {"model": record(bench, "model", "model", "ftnb/model/1", base=base)},
+            "made": made}
 
 
-def make_version(root: Path, n: int, made: Made, study: str = "toy") -> Version:
-    "Write a version's folder and what it keeps."
-    site = Settings(root, Stated())
-    bench = site.store/"versions"/study/str(n)/"workbench"
-    folder = site.reports/study/str(n)
-    said = _kept(bench, made)
-    found = Measuring(replicates=100, permutations=100).metrics(said)
-    criterion = {"criterion": "accuracy lower >= 0.5", "outcome": "met" if made.verdict == "ship"
-                 else "not met", "evidence": found["accuracy"].to_dict()}
-    write_json(folder/"metrics.json", {"stages": {
-        "evaluate": {"schema": "ftnb/evaluation/1", "metrics": {"model": plain_facts(found)}},
-        "bias": bias_facts(said),
-        "release": {"decision": {"verdict": made.verdict, "criteria": [criterion]}}}})
-    _published(folder, bench, made, n, study)
-    if not made.keep:
-        for file in [p for p in bench.rglob("*") if p.is_file()]: file.unlink()
-    return open_version(folder)
+def evaluated(bench: Path, prepare: dict, train: dict) -> dict:
+    "What the stage evaluate leaves."
+    inputs = {"prepare.examples": prepare["outputs"]["examples"]["sha256"],
+              "train.model": train["outputs"]["model"]["sha256"]}
+    write_json(bench/"metrics.json", inputs)
+    made = {"parameters": {"level": 0.95},
+            **{k: {} for k in ("modules", "files", "contents", "packages")}}
+    return {"inputs": inputs, "reads": {}, "made": made,
+            "outputs": {"metrics": record(bench, "metrics", "metrics.json", "ftnb/evaluation/1")}}
 
 
-def _kept(bench: Path, made: Made) -> Predictions:
-    "What the stages handed on."
-    examples = bench/"prepare"/"examples"
-    for split in ("train", "validation", "test"):
-        rows = [(i, r) for i, r in enumerate(made.rows) if r["split"] == split]
-        lines = [json.dumps({"id": f"f:{i}", **{k: v for k, v in r.items() if k != "split"}},
-                            sort_keys=True) for i, r in rows]
-        write_text(examples/f"{split}.jsonl", "".join(line + "\n" for line in lines))
-    write_json(bench/"prepare"/"labels.json", made.labels)
-    test = read_rows(examples/"test.jsonl", made.labels)
-    said = answers(test, made.strength, made.noise)
-    write_predictions(said, bench/"evaluate"/"predictions.jsonl")
-    write_json(bench/"train"/"model"/"weights.json", [made.strength, made.noise, made.train])
-    return said
+def build_version(
+    site: Settings,
+    study: str = "toy",
+    number: int = 1,
+    rows: dict[str, list[dict]] | None = None,
+    base: str = "a-model",
+    packages: dict[str, str] | None = None,
+    modules: dict[str, str] | None = None,
+    seed: int = 1,
+    keep: bool = True,      # what the stages handed on stays in the store
+) -> Version:
+    "Publish a version of three stages whose data, model and packages are as said."
+    folder = site.reports/study/str(number)
+    version = Version(folder, study, number, f"{number:064x}")
+    bench, rows = kept_files(version, site)/"workbench", rows or ROWS
+    data = site.root/"data.csv"
+    if not data.exists(): write_text(data, "text,label\n")
+    prepare = prepared(bench/"prepare", data, rows, modules or MODULES)
+    train = trained(bench/"train", prepare, base, packages or PACKAGES, seed)
+    stages = {"prepare": prepare, "train": train,
+              "evaluate": evaluated(bench/"evaluate", prepare, train)}
+    publish(version, stages, bench)
+    if not keep: shutil.rmtree(bench.parent)
+    return version
 
 
-def _published(folder: Path, bench: Path, made: Made, n: int, study: str) -> None:
-    "The version's own files."
-    where = {"prepare": {"examples": "examples", "labels": "labels.json"},
-             "train": {"model": "model"}, "evaluate": {"predictions": "predictions.jsonl"},
-             "bias": {}, "release": {}}
-    record = lambda stage, path: {"path": path, "sha256": sha256(bench/stage/path)}
-    outputs = {s: {name: record(s, path) for name, path in some.items()}
-               for s, some in where.items()}
-    hashes = {f"{s}.{n}": r["sha256"] for s, some in outputs.items() for n, r in some.items()}
-    parameters = {"prepare": {"seed": 1}, "train": made.train, "evaluate": made.evaluate}
-    stages = {}
-    for stage in where:
-        inputs = {} if stage == "prepare" else {"prepare.examples": hashes["prepare.examples"]}
-        if stage in ("evaluate", "bias"): inputs["train.model"] = hashes["train.model"]
-        cells = [code_hash(made.cell)] if stage == "train" else []
-        key = {"stage": stage, "cells": cells, "modules": {"ftnb.m": code_hash(made.module)},
-               "files": {}, "packages": made.packages, "python": "3.11.7",
-               "parameters": parameters.get(stage, {}), "contents": {}}
-        receipt = code_hash(json.dumps([key, inputs, outputs[stage]], sort_keys=True))[:16]
-        stages[stage] = {"key": code_hash(json.dumps(key)), "receipt": receipt, "made": key,
-                         "inputs": inputs, "reads": {}, "outputs": outputs[stage]}
+def publish(version: Version, stages: dict[str, dict], bench: Path) -> None:
+    "Write a version's folder."
+    folder = version.folder
+    for n, (stage, facts) in enumerate(stages.items(), 1):
+        facts["made"] |= {"stage": stage, "cells": [f"{n}" * 64], "python": "3.11.7"}
+        file = write_json(folder/"notebooks"/f"{n:02d}-{stage}.ipynb", {"cells": [], "of": stage})
+        receipt = name([facts["inputs"], facts["reads"]])[:16]
+        facts |= {"notebook": sha256(file), "receipt": receipt, "key": name(facts["made"])}
+    write_text(folder/"study.yaml", f"study: {version.study}\nquestion: Does it run?\n")
+    write_text(folder/"index.html", f"<h1>{version.name}</h1>\n")
+    write_text(folder/"cards"/"data_card.md", (bench/"prepare"/"card.md").read_text())
+    write_json(folder/"parameters.json",
+               {"all": {s: f["made"]["parameters"] for s, f in stages.items()}})
+    write_json(folder/"metrics.json", {"stages": {"evaluate": {"accuracy": 0.9}}})
+    write_json(folder/"front.json", {"question": "Does it run?", "stages": []})
+    write_json(folder/"environment.json",
+               {"machine": {}, "packages": {"ftnb": "0.3.0", **PACKAGES}})
+    write_json(folder/"timings.json", {"prepare": {"seconds": version.number}})
     write_rows(bench/"prepare"/"examples", folder)
-    write_json(folder/"parameters.json", {"all": parameters})
-    write_json(folder/"environment.json", {
-        "packages": made.packages, "machine": {"system": "Linux", "python": "3.11.7"}})
-    cells = ["epochs: int = 3  # over the rows, in [1, 100]\nseed: int = 1  # in [0, 9]", made.cell]
-    write_json(folder/"notebooks"/"02-train.ipynb", {"cells": [
-        {"cell_type": "code", "id": f"c{i}", "source": text, "outputs": [],
-         "metadata": {"tags": ["parameters"]} if i == 0 else {}} for i, text in enumerate(cells)]})
-    write_json(folder/"version.json", {
-        "schema": "ftnb/version/2", "study": study, "fingerprint": f"{n:064d}",
-        "order": list(where), "stages": stages, "files": {}})
+    facts = {"schema": "ftnb/version/2", "study": version.study, "fingerprint": version.fingerprint,
+             "overrides": {}, "order": list(stages), "stages": stages,
+             "report": {"modules": {"ftnb.study.report": "4" * 64}, "files": {}}}
+    write_crate(folder, facts)
+    files = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*"))
+             if p.is_file() and p.name != "timings.json"}
+    write_json(folder/"version.json", facts | {"files": files})
+
+
+def name(value) -> str:
+    "The SHA-256 of a JSON value."
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

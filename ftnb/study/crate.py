@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MADE', 'SPECIFICATION', 'WORKFLOW_CRATE', 'BIOSCHEMAS', 'PROFILES', 'RUN', 'PROV', 'CONTEXT', 'FORMATS', 'PARAMETER',
-           'KINDS', 'PYTHON', 'ENGINE', 'DONE', 'NO_DATE', 'NAME', 'APART', 'WORKFLOW', 'StageFacts', 'stage_facts',
+           'KINDS', 'PYTHON', 'ENGINE', 'DONE', 'NO_DATE', 'NAME', 'WORKFLOW', 'StageFacts', 'stage_facts',
            'media_type', 'ref', 'Graph', 'merged', 'add_parameters', 'add_port', 'add_data', 'data_licence',
-           'output_id', 'add_outputs', 'add_base', 'add_modules', 'add_software', 'add_package', 'listed',
+           'output_id', 'add_outputs', 'add_bases', 'add_modules', 'add_software', 'add_package', 'listed',
            'add_received', 'add_action', 'derive', 'add_stage', 'add_files', 'add_licence', 'add_workflow', 'add_page',
            'add_run', 'add_root', 'crate', 'compact', 'write_crate']
 
 # %% ../../nbs/study/crate.ipynb #c03
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..foundation.files import read_json, sha256, write_json
+from .versions import APART
 
 # %% ../../nbs/study/crate.ipynb #c06
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class StageFacts:
     def data(self) -> dict[str, str]:
         "Every file from outside that the stage read, and its SHA-256."
         return self.files | self.contents | self.reads
+
+    @property
+    def bases(self) -> dict[str, str]:
+        "The models that its outputs began from, as their records say, and their revisions."
+        revision = str(self.parameters.get("base_revision") or "")
+        named = (record.get("about", {}).get("base") for record in self.outputs.values())
+        return {name: revision for name in named if name}
 
 
 def stage_facts(
@@ -167,18 +176,18 @@ def add_data(graph: Graph, stage: StageFacts) -> tuple[list[str], list[str]]:
     "The files from outside that a stage read; the ids of their formal parameters and of them."
     ports, files = [], []
     for path, digest in sorted(stage.data.items()):
-        said = {"name": path, "sha256": digest, "encodingFormat": media_type(path)}
-        if path in stage.contents: said["license"] = data_licence(stage)
-        file = graph.add(f"#data/{quote(path)}/{digest[:12]}", "File", **said)
+        licence = data_licence(stage) if path in stage.contents else ""
+        file = graph.add(f"#data/{quote(path)}/{digest[:12]}", "File", name=path, sha256=digest,
+                         encodingFormat=media_type(path), license=licence)
         ports.append(add_port(graph, f"#input/{stage.name}/{quote(path)}", path, file))
         files.append(file)
     return ports, files
 
 
-def data_licence(stage: StageFacts) -> str | None:
-    "The licence that the study states for the data a stage reads, if it states one."
+def data_licence(stage: StageFacts) -> str:
+    "The licence that the study states for the data a stage reads; empty when it states none."
     stated = str(stage.parameters.get("licence", "unknown"))
-    return None if stated in ("", "unknown") else stated
+    return "" if stated == "unknown" else stated
 
 # %% ../../nbs/study/crate.ipynb #c17
 def output_id(stage: str, name: str, record: dict[str, Any], held: dict[str, str]) -> str:
@@ -203,15 +212,10 @@ def add_outputs(graph: Graph, stage: StageFacts,
     return ports, made
 
 
-def add_base(graph: Graph, stage: StageFacts) -> list[str]:
-    "The models that a stage's outputs began from, as their records say."
-    found = []
-    for record in stage.outputs.values():
-        base = record.get("about", {}).get("base")
-        revision = stage.parameters.get("base_revision")
-        if base: found.append(graph.add(f"#base/{quote(base)}", "CreativeWork", name=base,
-                                        version=revision, description="the pretrained model"))
-    return found
+def add_bases(graph: Graph, stage: StageFacts) -> list[str]:
+    "The models that a stage's outputs began from; their ids."
+    return [graph.add(f"#base/{quote(name)}", "CreativeWork", name=name, version=revision,
+                      description="the pretrained model") for name, revision in stage.bases.items()]
 
 # %% ../../nbs/study/crate.ipynb #c20
 def add_modules(graph: Graph, modules: dict[str, str]) -> list[dict[str, str]]:
@@ -293,7 +297,7 @@ def add_stage(graph: Graph, number: int, stage: StageFacts, made: dict[str, str]
     graph.extend(tool, input=listed(formal + ports + taken), output=listed(given))
     step = graph.add(f"#step/{stage.name}", "HowToStep", name=stage.name, position=number,
                      workExample=ref(tool), connection=listed(connections))
-    used, results = files + received + add_base(graph, stage), [*outputs, stage.notebook]
+    used, results = files + received + add_bases(graph, stage), [*outputs, stage.notebook]
     action = add_action(graph, f"#run/{stage.name}", f"The stage {stage.name} ran", tool, values,
                         used, results)
     derive(graph, action, used, results)
@@ -305,7 +309,6 @@ def add_stage(graph: Graph, number: int, stage: StageFacts, made: dict[str, str]
 # %% ../../nbs/study/crate.ipynb #c26
 NO_DATE = "1970-01-01"
 NAME = "ro-crate-metadata.json"
-APART = (NAME, "version.json", "timings.json", "signature")
 
 
 def add_files(graph: Graph, folder: Path) -> dict[str, str]:
@@ -313,7 +316,7 @@ def add_files(graph: Graph, folder: Path) -> dict[str, str]:
     held: dict[str, str] = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         path, size, digest = file.relative_to(folder).as_posix(), file.stat().st_size, sha256(file)
-        if path.split("/")[0] in APART or file.name.startswith("."): continue
+        if path in (NAME, *APART) or file.name.startswith("."): continue
         graph.add(quote(path), "File", name=path, encodingFormat=media_type(path),
                   sha256=digest, contentSize=str(size))
         if size: held.setdefault(digest, quote(path))
@@ -356,11 +359,12 @@ def add_workflow(graph: Graph, stages: list[StageFacts], facts: dict[str, Any]) 
         output=listed(p["@id"] for t in tools for p in t.get("output", [])))
 
 
-def add_page(graph: Graph, stages: list[StageFacts], facts: dict[str, Any], ftnb: str) -> None:
+def add_page(graph: Graph, stages: list[StageFacts], facts: dict[str, Any]) -> None:
     "ftnb itself, and what it rendered from the stages' notebooks and results."
-    code = facts.get("report", {}).get("modules", {})
-    graph.add(ENGINE, "SoftwareApplication", name="ftnb", softwareVersion=ftnb,
-              hasPart=add_modules(graph, code),
+    code = facts.get("report") or {"modules": facts.get("code", {})}
+    version = hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
+    graph.add(ENGINE, "SoftwareApplication", name="ftnb", softwareVersion=version,
+              hasPart=add_modules(graph, facts.get("report", {}).get("modules", {})),
               description="runs the stages of a study in their order, and renders the page")
     used = [f for f in ("front.json", "metrics.json", *(s.notebook for s in stages))
             if f in graph.entities]
@@ -402,15 +406,16 @@ def add_root(graph: Graph, folder: Path, facts: dict[str, Any], licence: str) ->
 
 # %% ../../nbs/study/crate.ipynb #c27
 def crate(
-    folder: Path,           # a version's folder, whole but for version.json
-    facts: dict[str, Any],  # what its version.json says
-) -> dict[str, Any]:        # JSON-LD
+    folder: Path,                         # a version's folder
+    facts: dict[str, Any] | None = None,  # what version.json says, where it isn't written yet
+) -> dict[str, Any]:                      # JSON-LD
     "A version as an RO-Crate."
-    graph, folder, made = Graph(), Path(folder), {}
+    made: dict[str, str] = {}   # "stage.name" → the id of what was handed on
+    graph, folder = Graph(), Path(folder)
+    facts = facts or read_json(folder/"version.json")
     held, stages = add_files(graph, folder), stage_facts(folder, facts)
     for number, stage in enumerate(stages, 1): add_stage(graph, number, stage, made, held)
-    packages = read_json(folder/"environment.json")["packages"]
-    add_page(graph, stages, facts, packages.get("ftnb", ""))
+    add_page(graph, stages, facts)
     add_workflow(graph, stages, facts)
     add_run(graph, stages, facts["study"])
     add_root(graph, folder, facts, add_licence(graph, stages))
@@ -424,8 +429,8 @@ def compact(entity: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_crate(
-    folder: Path,           # a version's folder, whole but for version.json
-    facts: dict[str, Any],  # what its version.json says or will say; "files" isn't looked at
+    folder: Path,                         # a version's folder
+    facts: dict[str, Any] | None = None,  # what version.json says or will say; but for "files"
 ) -> Path:
     "Describe a version as an RO-Crate: write ro-crate-metadata.json into its folder."
     return write_json(Path(folder)/NAME, crate(folder, facts))
