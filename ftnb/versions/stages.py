@@ -105,7 +105,7 @@ def stage_changes(a: Version, b: Version) -> list[StageChange]:
         old, new = x[stage], y[stage]
         hashes = [({n: r["sha256"] for n, r in s.get("outputs", {}).items()}, v.metrics.get(stage))
                   for s, v in ((old, a), (new, b))]
-        once = "receipt" in old and old["receipt"] == new.get("receipt")
+        once = "key" in old and all(old[k] == new.get(k) for k in ("key", "receipt"))
         how = "same results" if hashes[0] == hashes[1] else "other results"
         if once: how = "computed once"
         found.append(StageChange(stage, how, [] if once else why(old, new)))
