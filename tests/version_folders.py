@@ -46,7 +46,7 @@ def prepared(bench: Path, data: Path, rows: dict[str, list[dict]], modules: dict
     outputs = [record(bench, "examples", "examples", "ftnb/examples/1", total, **counts),
                record(bench, "card", "card.md", "ftnb/card/1"),
                record(bench, "quarantine", "quarantine.jsonl", "ftnb/quarantine/1", 0)]
-    made = {"parameters": {"path": data.name, "licence": "cc0-1.0", "columns": []},
+    made = {"parameters": {"path": data.name, "licence": "cc0-1.0", "drawn": name(rows)},
             "modules": modules, "files": {"ftnb/data/names.json": "7" * 64},
             "contents": {data.name: sha256(data)}, "packages": {"pandas": "3.1.1"}}
     return {"inputs": {}, "outputs": {o["name"]: o for o in outputs}, "reads": {}, "made": made}
@@ -108,7 +108,8 @@ def publish(version: Version, stages: dict[str, dict], bench: Path) -> None:
     for n, (stage, facts) in enumerate(stages.items(), 1):
         facts["made"] |= {"stage": stage, "cells": [f"{n}" * 64], "python": "3.11.7"}
         file = write_json(folder/"notebooks"/f"{n:02d}-{stage}.ipynb", {"cells": [], "of": stage})
-        facts |= {"notebook": sha256(file), "receipt": "9" * 16, "key": key(facts["made"])}
+        receipt = name([facts["inputs"], facts["reads"]])[:16]
+        facts |= {"notebook": sha256(file), "receipt": receipt, "key": name(facts["made"])}
     write_text(folder/"study.yaml", f"study: {version.study}\nquestion: Does it run?\n")
     write_text(folder/"index.html", f"<h1>{version.name}</h1>\n")
     write_text(folder/"cards"/"data_card.md", (bench/"prepare"/"card.md").read_text())
@@ -129,6 +130,6 @@ def publish(version: Version, stages: dict[str, dict], bench: Path) -> None:
     write_json(folder/"version.json", facts | {"files": files})
 
 
-def key(made: dict) -> str:
-    "A stage's key."
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+def name(value) -> str:
+    "The SHA-256 of a JSON value."
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

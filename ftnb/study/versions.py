@@ -7,14 +7,13 @@ __all__ = ['APART', 'Version', 'open_version', 'study_versions', 'all_versions',
            'changed_files', 'kept_files', 'take_number', 'publish']
 
 # %% ../../nbs/study/versions.ipynb #c03
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import BadInput, nearest
-from ..foundation.files import cannot_write, read_json, sha256
+from ..foundation.files import cannot_write, make_folder, move, read_json, sha256
 from ..foundation.settings import Settings, settings
 
 # %% ../../nbs/study/versions.ipynb #c06
@@ -118,10 +117,10 @@ def take_number(
     home: Path,   # the folder of the numbered ones
 ) -> Path:        # its place among them
     "Give a finished folder the next free number."
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     number = max([0, *(int(p.name) for p in home.glob("*") if p.name.isdigit())]) + 1
     while True:
-        try: os.rename(built, home/str(number))
+        try: move(built, home/str(number))
         except OSError as e:
             if not (home/str(number)).exists(): raise cannot_write(home/str(number), e) from e
             number += 1
