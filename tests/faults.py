@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ def trace(e: BaseException) -> str:
 
 def inodes(folder: Path) -> frozenset[int]:
     "The files and folders that are there."
-    return frozenset(p.lstat().st_ino for p in folder.rglob("*")) if folder.exists() else frozenset()
+    return frozenset(p.lstat().st_ino for p in folder.rglob("*"))
 
 
 def cut_power(folder: Path, ended: Ended, before: Iterable[int], kind: str) -> None:
@@ -165,6 +166,41 @@ def every_fault(
             assert result(home) == expected, f"{kind} at {k}, {ended.at}: {again}"
             if ended.at == END: break
     return done
+
+
+NEEDS = {"os.rename": "rename", "os.link": "link", "os.remove": "unlink", "os.rmdir": "unlink",
+         "os.mkdir": "mkdir", "os.chmod": "chmod", "os.truncate": "write", "os.symlink": "link"}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def unannounced(folder: Path, operate: Callable[[], Any]) -> list[str]:
+    "What an operation changed in a folder without announcing it, as Python's audit events say."
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:        # an audit hook can't be taken back: it ends with the child
+        os.close(reading)
+        told, found, home = set(), [], os.path.realpath(folder) + os.sep
+        def hook(event, args):
+            if event == "open" and isinstance(args[0], str | os.PathLike) and args[2] & WRITES:
+                kinds, path = {"create", "write"}, os.fspath(args[0])
+            elif event in NEEDS:
+                kinds = {NEEDS[event]}
+                path = os.fspath(args[1 if event in ("os.rename", "os.link", "os.symlink") else 0])
+            else: return
+            inside = os.path.abspath(path).startswith(home) and not path.endswith("lock")
+            if inside and not any((k, os.path.abspath(path)) in told for k in kinds):
+                found.append(f"{event} {os.path.abspath(path).removeprefix(home)}")
+        try:
+            sys.addaudithook(hook)
+            with effects.watch(lambda o, p: told.add((o, os.path.abspath(p)))): operate()
+        except BaseException as e: found.append(trace(e))
+        finally:
+            os.write(writing, json.dumps(found).encode()[:60_000])
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as f: found = json.loads(f.read())
+    os.waitpid(pid, 0)
+    return found
 
 
 @contextmanager

@@ -179,6 +179,7 @@ def writing(
     mode: str = "w",           # "w" for text (UTF-8), "wb" for bytes
     newline: str = "\n",       # line ends of text files, the same on every platform
     needs: int | None = None,  # bytes that will be written, where that is known
+    sync: bool = True,         # whether it must outlive a power cut
 ) -> Iterator[IO]:             # a handle; its content replaces `path` when the block ends well
     "Write a file atomically: temporary file, fsync, rename."
     path = Path(path)
@@ -190,9 +191,10 @@ def writing(
         with _buffered(raw, "b" in mode, newline) as handle:
             yield handle
             handle.flush()
-            effects("fsync", part)
-            os.fsync(raw.fileno())
-        move(part, path)
+            if sync:
+                effects("fsync", part)
+                os.fsync(raw.fileno())
+        move(part, path, sync)
     except OSError as e:
         about_another = not e.errno or (e.filename and part.name not in str(e.filename))
         if about_another and part.exists(): raise   # from the block, which reads something itself
@@ -246,9 +248,9 @@ def link_or_copy(
     return False
 
 # %% ../../nbs/foundation/files.ipynb #c27
-def write_text(path: Path | str, text: str) -> Path:
+def write_text(path: Path | str, text: str, sync: bool = True) -> Path:
     "Write a text file atomically, in UTF-8 with \\n line ends."
-    with writing(path, needs=len(text)) as f: f.write(text)
+    with writing(path, needs=len(text), sync=sync) as f: f.write(text)
     return Path(path)
 
 
@@ -267,11 +269,12 @@ def not_finite(value: Any, at: str = "$") -> str:
     return next((found for k, v in items if (found := not_finite(v, k))), "")
 
 
-def write_json(path: Path | str, value: Any) -> Path:
+def write_json(path: Path | str, value: Any, sync: bool = True) -> Path:
     "Write JSON atomically in canonical form: sorted keys, UTF-8, no NaN."
     if at := not_finite(value):
         raise ValueError(f"{at} is not a finite number and has no JSON form")
-    return write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    return write_text(path, text, sync)
 
 
 def read_json(path: Path | str) -> Any:

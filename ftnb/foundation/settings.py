@@ -46,6 +46,7 @@ class Stated:
     signing_key: str = setting("", "private key (PEM) that signs versions; empty: unsigned")
     verify_key: str = setting("", "trusted public keys or certificates (PEM) of signatures")
     not_secret: str = setting("", "marks of values that the secret scan may let through")
+    tolerances: str = setting("", "how far numbers may be apart when a version is verified")
 
 
 @dataclass(frozen=True)

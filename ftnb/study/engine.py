@@ -20,8 +20,9 @@ from typing import Any
 
 import nbformat
 import papermill
+import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbclient.util import ensure_async
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
@@ -97,7 +98,10 @@ class Talk:
     def __init__(self, kernels: Kernels, number: int):
         place = kernels.folder/f"{number}"
         how = {"transport": "ipc", "ip": str(place)} if kernels.sockets else {}
-        self.client = AsyncKernelClient(connection_file=f"{place}.json", **how)
+        context = zmq.asyncio.Context()
+        context.rcvhwm = 0                # however much comes in, nothing is dropped
+        self.client = AsyncKernelClient(
+            connection_file=f"{place}.json", context=context, **how)
         self.client.write_connection_file()
         self.socket = Path(f"{place}-{self.client.hb_port}") if kernels.sockets else None
 
@@ -132,6 +136,7 @@ class Talk:
             until = time.monotonic() + self.grace
             while process.poll() is None and time.monotonic() < until: await asyncio.sleep(.01)
             self.client.stop_channels()
+        self.client.context.destroy(linger=0)
         process.end(process)
         while process.poll() is None: await asyncio.sleep(.01)
 
@@ -147,7 +152,7 @@ class Client(PapermillNotebookClient):
     grace = 10.0   # seconds that a cell may take to end when it's cut
 
     def __init__(self, manager: Manager, job: Job, talk: Talk):
-        super().__init__(manager, timeout=None)
+        super().__init__(manager, timeout=None, iopub_timeout=300)
         self.job, self.kc, self.cutting, self.killed_at = job, talk.client, "", float("inf")
         self.kc.allow_stdin = False
 
@@ -169,6 +174,7 @@ class Client(PapermillNotebookClient):
         "Run a cell, and say of it what was."
         try: await self.async_execute_cell(cell, index)
         except CellExecutionError as e: ending = self.cutting or "failed", e.ename, e.evalue
+        except CellTimeoutError as e: ending = "failed", "CellTimeoutError", str(e)
         except DeadKernelError:
             await self.rest(cell, index)
             ending = self.cutting or "died", "DeadKernelError", how_it_died(self.job.process)

@@ -99,7 +99,7 @@ def execute(
                            ignore=ignore)
     from ftnb.study.engine import Job, with_papermill
     begun, folder = time.monotonic(), Path(cwd or notebook.parent).resolve()
-    told = {**os.environ, **(environment or {})}
+    told = {**kernels.environment, **(environment or {})}
     root = Path(told.get("FTNB_ROOT", folder)).resolve()
     reads = kernels.folder/f"reads-{next(kernels.numbers)}"
     told |= {"FTNB_READS": str(reads), "FTNB_UNREAD": json.dumps(unread(root, ignore)),

@@ -90,7 +90,7 @@ class Memory:
         file: Path | None = None,                 # where it's kept between runs; None: nowhere
         clock: Callable[[], int] = time.time_ns,  # tells how new a file is
     ):
-        self.file, self.clock, self.began = file, clock, clock()
+        self.file, self.clock = file, clock
         known, self.damage = read_checked(file, KIND) if file else (None, "")
         self.entries: dict[str, list] = known or {}
         self.new: dict[str, list] = {}

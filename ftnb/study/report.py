@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'RESTS_ON', 'CARDS', 'TONES', 'SAME', 'package_file', 'check_metrics', 'Contents', 'read_version',
            'stage_section', 'groups', 'scale', 'parameter_rows', 'changed', 'provenance', 'cards', 'front_matter',
-           'page', 'contents', 'figures', 'standalone', 'render']
+           'environment', 'page', 'contents', 'figures', 'standalone', 'render']
 
 # %% ../../nbs/study/report.ipynb #c03
 import re
@@ -267,13 +267,13 @@ TONES = dict.fromkeys(["ship", "met", "better", "faithful"], "good") | dict.from
     ["don't ship", "not met", "worse", "disparity found", "sensitive to identity"], "bad")
 
 
-def _environment():
-    "Jinja with our filters and everything escaped."
+def environment(*folders: Path):
+    "Jinja with our filters, everything escaped; templates of these folders, then of this one."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     env = Environment(
-        loader=FileSystemLoader(package_file("template")), autoescape=True,
+        loader=FileSystemLoader([*folders, package_file("template")]), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     env.filters.update(
         three=_three, percent=lambda x: f"{100 * x:g} %",
@@ -316,7 +316,7 @@ def page(v: Contents) -> str:
         "stages": [s | {"html": Markup(s["html"])} for s in stages],
         "cards": [c | {"html": Markup(c["html"])} for c in found], "style": _part("style.css"),
         "script": _part("page.js")}
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     return own_ids(template.render(context, contents=contents(context)))
 
 

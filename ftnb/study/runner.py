@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIXED', 'Stage', 'look_at', 'on_the_table', 'read_name', 'counts', 'Run', 'environment', 'settle', 'found',
            'carry_out', 'unchanged', 'keep', 'failure', 'near', 'first_line', 'Outcome', 'conclude', 'in_order',
-           'issue', 'apart', 'keep_files', 'run_study', 'perform', 'settle_all', 'latest', 'peak', 'check_writable',
-           'live_lines', 'stoppable']
+           'issue', 'apart', 'keep_files', 'run_study', 'perform', 'rests_on', 'settle_all', 'latest', 'peak',
+           'check_writable', 'live_lines', 'stoppable']
 
 # %% ../../nbs/study/runner.ipynb #c03
 import os
@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,8 @@ class Outcome:
     new: bool                    # whether the version is of this run
     executed: tuple[str, ...]    # stages that were executed; the others were as they were
     note: str = ""               # what else is worth saying
+    hashes: Hashes | None = field(default=None, repr=False)  # knows what was looked at
+    rests_on: tuple[Path, ...] = field(default=(), repr=False)  # files of reports and store
 
 
 def conclude(run: Run) -> Outcome:
@@ -322,7 +324,14 @@ def perform(plan: Plan, force: bool = False, site: Settings | None = None,
         settle_all(run)
         outcome = conclude(run)
     hashes.save()
-    return outcome
+    return replace(outcome, hashes=hashes, rests_on=rests_on(run, outcome.version))
+
+
+def rests_on(run: Run, version: Version) -> tuple[Path, ...]:
+    "The files by which a version stands: its own, its receipts, and their objects."
+    kept = [run.store.root/"receipts"/s/r.key for s, r in run.receipts.items()]
+    objects = {run.store.place(sha) for r in run.receipts.values() for sha in r.objects}
+    return (version.folder, kept_files(version, run.site), *kept, *sorted(objects))
 
 
 def settle_all(run: Run) -> None:

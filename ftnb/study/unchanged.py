@@ -165,13 +165,14 @@ def gather(
     hashes,                # ftnb.study.hashing.Hashes
     files: list[str],      # files, and folders with all in them
     folders: list[str],    # folders of which the names count
-) -> dict | None:          # None while something is too new to be relied on
+    began: int,            # nanoseconds since 1970
+) -> dict | None:          # None if something may have changed since then
     "The signatures of these files and of all that was looked at, and the names in folders."
     found, walked = walk([package(), *hashes.walked, *files])
     held = {f: names(f) for f in sorted({*walked, *hashes.listed, *folders})}
     seen = {p: look(p) for p in sorted({*(hashes.asked - held.keys()), *found, *installations()})}
-    began = hashes.began - 2_000_000_000       # RACY, see ftnb.study.hashing
-    if any(s and max(s[1:3]) > began for s in [*seen.values(), *map(look, held)]): return None
+    still = began - 2_000_000_000              # RACY, see ftnb.study.hashing
+    if any(s and max(s[1:3]) > still for s in [*seen.values(), *map(look, held)]): return None
     by_folder: dict[str, dict] = {}
     for path, signature in seen.items():
         folder, name = os.path.split(path)
@@ -188,6 +189,7 @@ def record_proof(
     site,                  # ftnb.foundation.settings.Settings
     hashes,                # ftnb.study.hashing.Hashes through which everything was looked at
     answer: dict,          # text, note and facts, see `said`
+    began: int,            # when the finding out began, before anything was read: time.time_ns()
     files=(),              # what else must be as it was: files, and folders with all in them
     folders=(),            # folders in which the names must be the same
 ) -> bool:                 # whether there is a proof now
@@ -196,7 +198,7 @@ def record_proof(
     root, home = str(site.root), str(site.store)
     if (repository(), store(root)) != (root, home): return False     # it wouldn't be found again
     own = [os.path.abspath(study), os.path.join(root, "settings.ini"), *map(os.fspath, files)]
-    evidence = gather(hashes, own, [os.fspath(f) for f in folders])
+    evidence = gather(hashes, own, [os.fspath(f) for f in folders], began)
     if evidence is None: return False
     circumstances = Asked(os.fspath(study), list(overrides)).circumstances(root)
     body = json.dumps({"circumstances": circumstances, "answer": answer, **evidence})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODE', 'NAMES_FILES', 'Places', 'Source', 'source_of', 'targets', 'parents', 'below', 'Used', 'Sources',
-           'notebook_facts', 'DataFile', 'data_files', 'Package', 'contents', 'local_content', 'Planned', 'Usage',
-           'stages_made', 'stage_made', 'key_of', 'report_made', 'differences']
+           'notebook_facts', 'DataFile', 'data_files', 'Package', 'contents', 'local_content', 'looked_into', 'Planned',
+           'Usage', 'stages_made', 'stage_made', 'key_of', 'report_made', 'differences']
 
 # %% ../../nbs/study/usage.ipynb #c03
 import glob
@@ -136,8 +136,6 @@ def source_of(
                 if "." not in module: others.add(module)
                 break
             if file not in places.bared: uses.add(module)
-    if any((m, n) == ("importlib.metadata", "distributions") for _, m, n in facts["imports"]):
-        others.add("*")      # it looks at everything that is installed
     return Source(facts["hash"], frozenset(uses), frozenset(others), frozenset(facts["texts"]))
 
 
@@ -274,7 +272,8 @@ class Package:
     def __init__(self, name: str, home: Path, sources: Sources):
         self.code, self.data = data_files(name, home)
         self.sources = sources
-        sources.listed |= {str(home), *(str(f.parent) for f in self.code)}
+        files = self.code + [d.path for d in self.data]
+        sources.listed |= {str(home), *(str(f.parent) for f in files)}
 
     @cached_property
     def named(self) -> set[str]:
@@ -316,10 +315,18 @@ def local_content(path: str, site: Settings, hashes: Hashes) -> str:
     hashes.asked.add(str(here))        # what isn't there was looked for, too
     if here.exists(): return hashes.of(here)
     if not glob.has_magic(path): return ""
-    hashes.walked.add(str(next(p for p in here.parents if not glob.has_magic(str(p)))))
+    hashes.listed.update(looked_into(here))
     found = [p for p in glob.glob(str(here), recursive=True) if os.path.isfile(p)]
     return sha256_of_folder({os.path.relpath(p, site.root): hashes.of(p) for p in found}) \
         if found else ""
+
+
+def looked_into(pattern: Path) -> Iterator[str]:
+    "The folders that a pattern is looked for in: a new name in one of them may match."
+    parts = pattern.parts
+    first = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    for n in range(first, len(parts)):
+        yield from filter(os.path.isdir, glob.glob(str(Path(*parts[:n])), recursive=True))
 
 # %% ../../nbs/study/usage.ipynb #c26
 class Planned(Protocol):
@@ -361,8 +368,7 @@ class Usage:
         for name in sorted({m.partition(".")[0] for m in used.modules}):
             if package := self.package(name): files |= package.files_used(used)
         return {"modules": dict(sorted(used.modules.items())), "files": files,
-                "packages": dict(sorted(self.installed.versions.items())) if "*" in used.others
-                else self.installed.closure(used.others)}
+                "packages": self.installed.closure(used.others)}
 
     def notebook(self, stage: str) -> dict[str, Any]:
         "The facts of a stage notebook's code cells."

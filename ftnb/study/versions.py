@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['APART', 'Version', 'open_version', 'study_versions', 'all_versions', 'find_version', 'recorded_files',
-           'changed_files', 'kept_files', 'publish']
+           'changed_files', 'kept_files', 'take_number', 'publish']
 
 # %% ../../nbs/study/versions.ipynb #c03
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import BadInput, nearest
-from ..foundation.files import cannot_write, read_json, sha256
+from ..foundation.files import cannot_write, make_folder, move, read_json, sha256
 from ..foundation.settings import Settings, settings
 
 # %% ../../nbs/study/versions.ipynb #c06
@@ -113,18 +112,25 @@ def kept_files(version: Version, site: Settings) -> Path:
     return site.store/"versions"/version.study/str(version.number)
 
 # %% ../../nbs/study/versions.ipynb #c17
+def take_number(
+    built: Path,  # a finished folder, on the same disk as `home`
+    home: Path,   # the folder of the numbered ones
+) -> Path:        # its place among them
+    "Give a finished folder the next free number."
+    make_folder(home)
+    number = max([0, *(int(p.name) for p in home.glob("*") if p.name.isdigit())]) + 1
+    while True:
+        try: move(built, home/str(number))
+        except OSError as e:
+            if not (home/str(number)).exists(): raise cannot_write(home/str(number), e) from e
+            number += 1
+        else: return home/str(number)
+
+
 def publish(
     built: Path,           # a finished folder, on the same disk as the reports
     study: str,
     site: Settings,
 ) -> Version:
-    "Give a finished folder its number."
-    home = site.reports/study
-    home.mkdir(parents=True, exist_ok=True)
-    number = max([0, *(int(p.name) for p in home.glob("*") if p.name.isdigit())]) + 1
-    while True:
-        try: os.rename(built, home/str(number))
-        except OSError as e:
-            if not (home/str(number)).exists(): raise cannot_write(home/str(number), e) from e
-            number += 1
-        else: return open_version(home/str(number))
+    "Give a finished version its number."
+    return open_version(take_number(built, site.reports/study))

@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from ..evaluate.bootstrap import mean
 from ..evaluate.comparisons import accuracy_difference
 from ..evaluate.counts import log_losses
 from ..foundation.intervals import Interval
 from ..foundation.pictures import Table, table
 from ..study.versions import Version
-from .differences import Difference, Pair, mover
+from .differences import Difference, Pair, mean_change, mover
 from .pairing import Pairing
 
 # %% ../../nbs/versions/recorded.ipynb #c06
@@ -100,7 +99,6 @@ def gap_change(
     member: np.ndarray,        # (n,) whether the row is of the group
     score: str = "accuracy",   # or log loss
     level: float = .95,
-    seed: int = 0,
 ) -> tuple[Interval, float]:   # change of the gap to the rest, and its p
     "How a group's gap to the rest changed from a to b."
     gains = []
@@ -108,12 +106,12 @@ def gap_change(
         groups = None if pair.groups is None else pair.groups[rows]
         right = [x[rows] for x in pair.right]
         gains.append(accuracy_difference(right[1], right[0], groups, level) if score == "accuracy"
-                     else mean(GAIN[score](pair)[rows], groups, level, seed=seed))
+                     else mean_change(GAIN[score](pair)[rows], groups, level))
     return mover(*gains)
 
 
-def gap_differences(a: Version, b: Version, pairing: Pairing, level: float = .95,
-                    seed: int = 0) -> list[Difference]:
+def gap_differences(a: Version, b: Version, pairing: Pairing,
+                    level: float = .95) -> list[Difference]:
     "The recorded gaps that can be computed again from paired answers; not yet corrected."
     if pairing.pair is None: return []
     found = []
@@ -123,7 +121,7 @@ def gap_differences(a: Version, b: Version, pairing: Pairing, level: float = .95
         if score not in GAIN or name not in pairing.columns: continue
         member = pairing.columns[name] == path[2]
         if not 1 < member.sum() < len(member) - 1: continue
-        change, p = gap_change(pairing.pair, member, score, level, seed)
+        change, p = gap_change(pairing.pair, member, score, level)
         before = _gap(pairing.pair, member, score)
         if pairing.whole and abs(before - ours.estimate) > .002: continue   # another kind of group
         found.append(Difference(

@@ -87,7 +87,7 @@ def with_seeds(
 def seed_spreads(
     a: Version,
     b: Version,
-    made: Sequence[Difference],   # paired, of these two versions
+    made: Sequence[Difference],   # on all test rows of both versions; none: nothing can be added
     units: int,                   # test rows, or groups of them
     site: Settings,
 ) -> tuple[list[SeedSpread], str]:   # for each metric, and what is to be said
@@ -96,6 +96,9 @@ def seed_spreads(
     if setting(a) == setting(b):
         return [], ("Both versions are of one setting: what differs between them is the training "
                     "seed, or nothing.")
+    if not made:
+        return [], ("These are two trained models, and how much another training seed would change "
+                    "them isn't in the intervals.")
     if sum(len(s) - 1 for s in sides) < 1:
         return [], ("These are two trained models. How much another training seed would change "
                     "them isn't in the intervals: no setting was trained with more than one seed.")

@@ -100,7 +100,8 @@ def stage_changes(a: Version, b: Version) -> list[StageChange]:
             found.append(StageChange(stage, "added" if stage in y else "removed", []))
             continue
         old, new = x[stage], y[stage]
-        hashes = [{n: r["sha256"] for n, r in s.get("outputs", {}).items()} for s in (old, new)]
+        hashes = [({n: r["sha256"] for n, r in s.get("outputs", {}).items()}, v.metrics.get(stage))
+                  for s, v in ((old, a), (new, b))]
         once = "receipt" in old and old["receipt"] == new.get("receipt")
         how = "same results" if hashes[0] == hashes[1] else "other results"
         if once: how = "computed once"

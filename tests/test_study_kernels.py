@@ -1,0 +1,154 @@
+"A kernel that is a copy is a kernel like another; and where a copy isn't safe there is none."
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ftnb.study.execution import execute
+from ftnb.study.kernels import Kernels, imported
+
+if sys.platform != "linux": pytest.skip("warm kernels are Linux's", allow_module_level=True)
+
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+PRELOAD = ["numpy", "pandas", "matplotlib.pyplot", "sklearn.linear_model", "torch",
+           "torch.utils.data"]
+HEAVY = {
+    "numpy's bits": "import hashlib\nimport numpy as np\nr = np.random.default_rng(1)\n"
+    "a = r.normal(size=(300, 300))\nnp.random.seed(4)\n"
+    "hashlib.sha256((a @ a.T).tobytes() + np.random.rand(9).tobytes()).hexdigest()",
+    "a model's bits": "import torch\nfrom torch import nn\ntorch.manual_seed(0)\n"
+    "m = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Dropout(.1), nn.Linear(256, 3))\n"
+    "o = torch.optim.AdamW(m.parameters(), 1e-2)\nx, y = torch.randn(512, 64), "
+    "torch.randint(3, (512,))\nfor _ in range(20):\n    o.zero_grad()\n    "
+    "loss = nn.functional.cross_entropy(m(x), y)\n    loss.backward()\n    o.step()\n"
+    "print(loss.item(), hashlib.sha256(b''.join(p.detach().numpy().tobytes() "
+    "for p in m.parameters())).hexdigest())",
+    "loader workers": "from torch.utils.data import DataLoader\n"
+    "[b.sum().item() for b in DataLoader(torch.arange(64.).reshape(16, 4), 4, num_workers=2)]",
+    "scikit-learn's bits": "from sklearn.linear_model import LogisticRegression\n"
+    "fit = LogisticRegression(C=.5).fit(a, a[:, 0] > 0)\n"
+    "hashlib.sha256(fit.coef_.tobytes()).hexdigest()",
+    "a table": "import pandas as pd\npd.DataFrame({'a': [1, 2], 'b': ['x', 'y']})",
+    "a picture": "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.title('one')",
+    "two pictures": "fig, ax = plt.subplots()\nax.bar(['a'], [1])\nplt.show()\nprint('between')\n"
+    "plt.figure(); plt.plot([1, 2]); None",
+    "SVG": "import io\nplt.rcParams['svg.hashsalt'] = 'x'\nout = io.StringIO()\n"
+    "fig.savefig(out, format='svg', metadata={'Date': None})\n"
+    "hashlib.sha256(out.getvalue().encode()).hexdigest()",
+    "the inline back end": "%matplotlib inline\nimport matplotlib\nmatplotlib.get_backend()"}
+LIGHT = {
+    "order of streams": "import sys\nfor i in range(3):\n    print('out', i, flush=True)\n"
+    "    print('err', i, file=sys.stderr, flush=True)",
+    "the system's output": "import os\nos.system('echo below; echo wrong >&2')\nprint('above')",
+    "the original streams": "print('original', file=sys.__stdout__, flush=True)",
+    "display": "from IPython.display import HTML, JSON, Latex, display, clear_output\n"
+    "h = display(1, display_id='d')\nh.update(2)\ndisplay(HTML('<b>x</b>'), JSON({'a': 1}))\n"
+    "Latex('$x$')",
+    "cleared": "print('old')\nclear_output()\nprint('new')",
+    "rich": "class R:\n    def _repr_html_(self): return '<i>r</i>'\n"
+    "    def _repr_markdown_(self): return '*r*'\nR()",
+    "an exception": "def deep(n): return deep(n - 1) if n else 1/0\ndeep(3)",
+    "an exception's group": "raise ExceptionGroup('two', [ValueError(1), KeyError('k')])",
+    "await": "import asyncio\nasync def twice(x):\n    await asyncio.sleep(.01)\n    return 2*x\n"
+    "await asyncio.gather(twice(1), twice(2))",
+    "magics": "%who_ls\n%xmode\n!echo shell\n%env HASH_DEMO=1",
+    "captured": "%%capture kept\nprint('hidden')",
+    "what was captured": "kept.stdout, In[1], Out.get(1), _",
+    "a pool of forks": "import multiprocessing as mp\nwith mp.get_context('fork').Pool(2) as p: "
+    "print(p.map(abs, [-1, -2]))",
+    "a pool of new processes": "with mp.get_context('spawn').Pool(1) as p: "
+    "print(p.map(abs, [-1, -2]))",
+    "a process of a function here": "def say(q): q.put(__name__)\n"
+    "q = mp.get_context('fork').Queue()\np = mp.get_context('fork').Process(target=say, args=(q,))"
+    "\np.start()\nprint(q.get(timeout=20))\np.join()",
+    "threads": "import threading\nt = [threading.Thread(target=print, args=(i,)) for i in range(2)]"
+    "\nfor x in t:\n    x.start()\n    x.join()",
+    "futures": "from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor\n"
+    "with ThreadPoolExecutor(2) as e: print(list(e.map(abs, [-1, -2])))",
+    "a subprocess": "import subprocess\nprint(subprocess.run([sys.executable, '-c', "
+    "'import sys; print(sys.path[0]); print(1, file=sys.stderr)'], capture_output=True))",
+    "a question": "input('?')",
+    "a password": "import getpass\ngetpass.getpass()",
+    "many outputs": "for i in range(3000): display(i)",
+    "a large output": "print('x' * 3_000_000)",
+    "leaving": "sys.exit(3)",
+    "a warning": "import warnings\nwarnings.warn('careful')\nwarnings.warn('old', "
+    "DeprecationWarning)",
+    "logging": "import logging\nlogging.warning('root')\nlogging.getLogger('a').error('other')",
+    "pickling": "import pickle, copy\nclass P:\n    def __init__(self, x): self.x = x\n"
+    "(pickle.loads(pickle.dumps(P(3))).x, copy.deepcopy(P(4)).x, P.__module__)",
+    "who it is": "import __main__\nprint(__name__, __main__.__dict__ is globals(), sys.argv[0][-30:]"
+    ", len(sys.argv), os.getcwd() == os.path.abspath(''), repr(sys.path[0]), len(sys.path), "
+    "'__file__' in globals(), __spec__)",
+    "its environment": "import hashlib\nhashlib.sha256(repr(sorted((k, v) for k, v in os.environ.items() "
+    "if k != 'FTNB_READS')).encode()).hexdigest()",
+    "hashes": "hash('text'), hash((1, 'a')), sys.flags.hash_randomization, "
+    "sys.getrecursionlimit()",
+    "signals": "import signal\n[str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, "
+    "signal.SIGCHLD, signal.SIGPIPE, signal.SIGHUP)], signal.set_wakeup_fd(-1) == -1",
+    "standard streams": "sys.stdin.read(), os.read(0, 10), os.isatty(1), "
+    "sorted(os.readlink(f'/proc/self/fd/{n}')[:6] for n in os.listdir('/proc/self/fd') "
+    "if int(n) < 3)",
+    "its process": "os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid(), os.nice(0), "
+    "os.umask(0o22), threading.current_thread() is threading.main_thread(), "
+    "sorted(t.name for t in threading.enumerate())",
+    "a fork": "pid = os.fork()\nif pid == 0: os._exit(5)\nos.waitstatus_to_exitcode("
+    "os.waitpid(pid, 0)[1])",
+    "its tools": "type(get_ipython()).__name__, get_ipython().config.get('IPKernelApp', {}).get("
+    "'connection_file', '')[-5:], 'IPKernelApp' in get_ipython().config",
+    "a handler at the end": "import atexit\natexit.register(lambda: open('left', 'w').close())"}
+
+
+def notebook(folder: Path, cells: list[str]) -> Path:
+    "A notebook in which every cell may fail."
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [nbformat.v4.new_code_cell(c, metadata={"tags": ["raises-exception"]}) for c in cells]
+    nb = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": KERNEL})
+    nbformat.write(nb, folder/"stage.ipynb")
+    return folder/"stage.ipynb"
+
+
+def outputs(cell) -> list[dict]:
+    "A cell's outputs without addresses, process ids and how a stream was cut into pieces."
+    joined: list[dict] = []
+    for output in json.loads(json.dumps(cell.outputs)):
+        last = joined[-1] if joined else {}
+        if output["output_type"] == "stream" == last.get("output_type") \
+                and output["name"] == last["name"]: last["text"] += output["text"]
+        else: joined.append(output)
+    text = re.sub(r"0x[0-9a-f]{6,}", "0x", json.dumps(joined))
+    return json.loads(re.sub(r"ipykernel_\d+", "ipykernel", text))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    "The same cells on a cold kernel and on a copy."
+    cells = {**LIGHT, **HEAVY}
+    found = {}
+    with Kernels(PRELOAD, {"PYTHONHASHSEED": "0"}) as kernels:
+        for engine in ("cold", "warm"):
+            folder = tmp_path_factory.mktemp("same")/"stage"
+            made = notebook(folder, list(cells.values()))
+            why, kernels.refuses = kernels.refuses, "to compare" if engine == "cold" else ""
+            done = execute(made, folder/"out.ipynb", {}, kernels=kernels)
+            kernels.refuses = why
+            assert done.engine == engine, done.why
+            nb = nbformat.read(folder/"out.ipynb", 4)
+            assert (folder/"left").exists()
+            found[engine] = dict(zip(cells, nb.cells, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("kind", [*LIGHT, *HEAVY])
+def test_a_copy_is_like_a_new_one(both, kind):
+    cold, warm = (outputs(both[engine][kind]) for engine in ("cold", "warm"))
+    assert warm == cold
+    assert cold or kind in ("captured", "a handler at the end", "the original streams")
+    assert both["warm"][kind].execution_count == both["cold"][kind].execution_count
