@@ -2274,6 +2274,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ftnb.study.crate.listed': ('study/crate.html#listed', 'ftnb/study/crate.py'),
                                   'ftnb.study.crate.media_type': ('study/crate.html#media_type', 'ftnb/study/crate.py'),
                                   'ftnb.study.crate.merged': ('study/crate.html#merged', 'ftnb/study/crate.py'),
+                                  'ftnb.study.crate.named_path': ('study/crate.html#named_path', 'ftnb/study/crate.py'),
                                   'ftnb.study.crate.output_id': ('study/crate.html#output_id', 'ftnb/study/crate.py'),
                                   'ftnb.study.crate.ref': ('study/crate.html#ref', 'ftnb/study/crate.py'),
                                   'ftnb.study.crate.stage_facts': ('study/crate.html#stage_facts', 'ftnb/study/crate.py'),

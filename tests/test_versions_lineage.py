@@ -286,7 +286,7 @@ def many_versions(site, count: int, different_rows: int) -> None:
                 "inputs": {} if stage == "prepare" else {"prepare.examples": f"{group:064x}"},
                 "outputs": {"out": {"sha256": f"a{own:063x}", "about": {}}},
                 "made": {"packages": packages | {"torch": f"2.{own % 3}"}, "modules": modules,
-                         "contents": {"data.csv": f"d{group:063x}"}}}
+                         "parameters": {"path": "a.csv"}, "contents": {"path": f"d{group:063x}"}}}
         facts = {"schema": "ftnb/version/2", "study": "many", "fingerprint": "",
                  "order": list(stages), "stages": stages,
                  "files": {"rows.txt": f"{group:064x}", "index.html": f"{number:064x}"}}
@@ -321,8 +321,8 @@ def studies(draw):
                                     strategies.just("d" * 64), max_size=2)
     stages = []
     for n, name in enumerate(names):
-        earlier = strategies.sampled_from(names[:n]) if n else strategies.nothing()
-        before = sorted(draw(strategies.sets(earlier, max_size=3)))
+        earlier = strategies.sampled_from(names[:n] or names)
+        before = sorted(draw(strategies.sets(earlier, max_size=3 if n else 0)))
         kind = draw(strategies.sampled_from(["toy/model/1", "toy/rows/1"]))
         output = {"path": "x", "kind": kind, "sha256": f"{n:064x}", "bytes": 1,
                   "about": draw(strategies.sampled_from([{}, {"base": "m"}]))}
