@@ -239,6 +239,7 @@ class Guard:
             for pid in self.peaks: self.peaks[pid] = max(self.peaks[pid], resident(pid))
             self.reap()
         kill({os.getpid()}, frozenset({os.getpid()}))
+        self.reap()
 
     def reap(self) -> None:
         "Tell of every process that has ended: how, and what it and its children used."

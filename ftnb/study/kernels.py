@@ -226,7 +226,7 @@ class Launching(Guarded):
             self.line.tell(do="end", pid=process.pid, last=not others)
 
 # %% ../../nbs/study/kernels.ipynb #c19
-PATIENCE, IMPORTS = 20, 300  # seconds that a copy may take, and that one may with all imports
+PATIENCE, IMPORTS = 30, 600  # seconds that a copy may take, and that one may with all imports
 GONE = "the process to copy is gone"
 FREE = ("FTNB_", "JPY_", "IPYTHONDIR", "PWD", "OLDPWD", "SHLVL", "_")  # these may differ
 
@@ -288,9 +288,10 @@ class Kernels(Launching):
 
     def awaited(self, answer: Future, stop: threading.Event) -> dict[str, Any]:
         "What the zygote answers; it may take its time while it imports."
-        begun = time.monotonic()
+        begun, patience = time.monotonic(), IMPORTS
         while not wait([answer], timeout=.02).done:
-            patience = PATIENCE if self.ready.is_set() else IMPORTS
+            if patience > PATIENCE and self.ready.is_set():
+                begun, patience = time.monotonic(), PATIENCE
             if stop.is_set(): raise Halted
             if time.monotonic() > begun + patience: raise TimeoutError(f"no copy in {patience} s")
         return answer.result()
