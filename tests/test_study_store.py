@@ -553,6 +553,22 @@ def test_a_forked_child_does_not_keep_a_lock(tmp_path):
     assert time.monotonic() - started < 5
 
 
+def test_a_collection_waits_for_who_takes_in_and_says_so(tmp_path):
+    def hold():
+        with open_store(tmp_path).working():
+            (tmp_path/"ready").touch()
+            time.sleep(60)
+    pid = child(hold)
+    while not (tmp_path/"ready").exists(): time.sleep(.01)
+    def told(message):
+        waited.append(message)
+        os.kill(pid, signal.SIGKILL)
+    waited: list[str] = []
+    open_store(tmp_path, told).garbage(tmp_path/"reports")
+    os.waitpid(pid, 0)
+    assert waited == ["waiting for the store: others take in or hand out"]
+
+
 def test_a_holder_on_another_machine_is_named(tmp_path):
     lock = tmp_path/".ftnb"/"locks"/"train.lock"
     waited: list[str] = []

@@ -130,7 +130,7 @@ class Locks:
         if getattr(self._here, "depth", 0):
             yield
             return
-        with store_lock(self.root/"locks"/"store.lock", alone):
+        with store_lock(self.root/"locks"/"store.lock", alone, self.told):
             self._here.depth = 1
             try: yield
             finally: self._here.depth = 0
@@ -148,9 +148,9 @@ def _let_go() -> None:
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_let_go)
 
-
+# %% ../../nbs/study/store.ipynb #c12
 @contextmanager
-def store_lock(path: Path, alone: bool) -> Iterator[None]:
+def store_lock(path: Path, alone: bool, told: Callable[[str], None]) -> Iterator[None]:
     "A lock that many can share, or one can hold alone; on Windows, always alone."
     with writes(path):
         make_folder(path.parent)
@@ -158,24 +158,33 @@ def store_lock(path: Path, alone: bool) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _open.add(descriptor)
     try:
-        flock(path, descriptor, alone)
+        if not flock(path, descriptor, alone, patience=1):
+            told("waiting for the store: others take in or hand out" if alone else
+                 "waiting for the store: something is being removed")
+            flock(path, descriptor, alone)
         yield
     finally:
         _open.discard(descriptor)
         os.close(descriptor)
 
 
-def flock(path: Path, descriptor: int, alone: bool) -> None:
-    "Wait for a lock on an open file."
+def flock(path: Path, descriptor: int, alone: bool, patience: float | None = None) -> bool:
+    "Lock an open file; False when it took longer than the patience, in seconds."
     try: import fcntl
     except ImportError:
         import msvcrt
         msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)   # type: ignore[attr-defined]
-        return
-    try: fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-    except OSError as e: raise no_lock(path, e) from e
+        return True
+    how, until = fcntl.LOCK_EX if alone else fcntl.LOCK_SH, time.monotonic() + (patience or 0)
+    while True:
+        try: fcntl.flock(descriptor, how if patience is None else how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until: return False
+            time.sleep(.005)
+        except OSError as e: raise no_lock(path, e) from e
+        else: return True
 
-# %% ../../nbs/study/store.ipynb #c15
+# %% ../../nbs/study/store.ipynb #c16
 def digest(value: Any) -> str:
     "SHA-256 of a JSON value's canonical form."
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -185,7 +194,7 @@ def digest(value: Any) -> str:
 class Damaged(StudyFailed):
     "Something in the store isn't what its name says, or isn't there."
 
-# %% ../../nbs/study/store.ipynb #c16
+# %% ../../nbs/study/store.ipynb #c17
 @dataclass(frozen=True)
 class Receipt:
     "What a stage was made from, and what came out of it."
@@ -223,7 +232,7 @@ class Receipt:
             raise BadInput("a receipt of another version of ftnb", fix=f"here: {cls.SCHEMA}")
         return cls(**{f.name: rest[f.name] for f in fields(cls)})
 
-# %% ../../nbs/study/store.ipynb #c18
+# %% ../../nbs/study/store.ipynb #c19
 def read_receipt(file: Path) -> Receipt:
     "A receipt, if it's whole and where it belongs."
     try: receipt = Receipt.from_dict(json.loads(file.read_text(encoding="utf-8")))
@@ -241,7 +250,7 @@ def whole_receipt(file: Path) -> bool:
     except Damaged: return False
     except BadInput: return True
 
-# %% ../../nbs/study/store.ipynb #c20
+# %% ../../nbs/study/store.ipynb #c21
 class Objects(Locks):
     "Content, by its SHA-256."
 
@@ -286,7 +295,7 @@ class Objects(Locks):
             return False
         return True
 
-# %% ../../nbs/study/store.ipynb #c21
+# %% ../../nbs/study/store.ipynb #c22
 class Adding(Objects):
     "Objects that can be added to."
 
@@ -329,7 +338,7 @@ class Adding(Objects):
         finally:
             with suppress(OSError): remove(part)
 
-# %% ../../nbs/study/store.ipynb #c25
+# %% ../../nbs/study/store.ipynb #c26
 SMALL = 16_000_000   # bytes; a larger file on top is kept only if it's handed on
 
 
@@ -359,7 +368,7 @@ def check_outputs(stage: str, outputs: dict[str, Any], shas: dict[str, str]) -> 
             raise StudyFailed(f"{stage}.{name} was changed after it was handed on", record["path"],
                               "hand it on after the last change")
 
-# %% ../../nbs/study/store.ipynb #c26
+# %% ../../nbs/study/store.ipynb #c27
 class Receipts(Adding):
     "A store that has receipts."
     running: Path | None = None   # the folder of the run that uses this store
@@ -384,7 +393,7 @@ class Receipts(Adding):
     def _pin(self, receipt: Receipt) -> None:
         "Note that a run uses a receipt."
 
-# %% ../../nbs/study/store.ipynb #c27
+# %% ../../nbs/study/store.ipynb #c28
 class Keeping(Receipts):
     "A store that keeps stages."
 
@@ -420,7 +429,7 @@ class Keeping(Receipts):
         with suppress(OSError): remove(self.root/"checkpoints"/key)   # a finished stage needs none
         return receipt
 
-# %% ../../nbs/study/store.ipynb #c31
+# %% ../../nbs/study/store.ipynb #c32
 def same_now(receipt: Receipt, inputs: dict[str, str], reads_now: Callable[[str], str]) -> bool:
     "Whether what a stage received and read is what it would get now."
     try:
@@ -428,7 +437,7 @@ def same_now(receipt: Receipt, inputs: dict[str, str], reads_now: Callable[[str]
                 and all(reads_now(path) == sha for path, sha in receipt.reads.items()))
     except (FileNotFoundError, BadInput): return False
 
-# %% ../../nbs/study/store.ipynb #c32
+# %% ../../nbs/study/store.ipynb #c33
 class Finding(Keeping):
     "A store that finds what it kept."
 
@@ -455,7 +464,7 @@ class Finding(Keeping):
                     return receipt
         return None
 
-# %% ../../nbs/study/store.ipynb #c34
+# %% ../../nbs/study/store.ipynb #c35
 def folders(receipt: Receipt) -> set[str]:
     "The folders that a stage's folder has: of its files, and those it hands on."
     empty = {r["path"] for r in receipt.outputs.values()} - receipt.files.keys()
@@ -472,7 +481,7 @@ def strays(folder: Path, receipt: Receipt) -> list[Path]:
             found.append(path)
     return found
 
-# %% ../../nbs/study/store.ipynb #c35
+# %% ../../nbs/study/store.ipynb #c36
 class Restoring(Finding):
     "A store that gives back what it kept."
 
@@ -505,7 +514,7 @@ class Restoring(Finding):
         if places and places[0].stat().st_dev != home.stat().st_dev:
             need_space(home, sum(p.stat().st_size for p in places))
 
-# %% ../../nbs/study/store.ipynb #c39
+# %% ../../nbs/study/store.ipynb #c40
 class Running(Restoring):
     "A store that knows who uses it."
 
@@ -521,7 +530,7 @@ class Running(Restoring):
         folder = folder.with_name(folder.stem.lstrip(".").replace(".", "-"))
         with ExitStack() as held:
             with writes(folder), self.working():
-                held.enter_context(store_lock(folder/"lock", alone=True))
+                held.enter_context(store_lock(folder/"lock", True, self.told))
                 sign(folder/"lock", f"running {study}")
             self.running, self._uses = folder, {}
             try: yield folder
@@ -538,7 +547,7 @@ class Running(Restoring):
                 "schema": "ftnb/uses/1", "receipts": sorted(self._uses), "objects": objects},
                 sync=False)     # after a power cut no run lives that uses it
 
-# %% ../../nbs/study/store.ipynb #c43
+# %% ../../nbs/study/store.ipynb #c44
 ABANDONED = 3600   # seconds after which a temporary file is nobody's
 
 
@@ -578,7 +587,7 @@ class Health:
         rows = [f"| `{f.path}` | {f.what} |" for f in self.flaws]
         return "\n".join([self.sentence, "", "| in the store | flaw |", "|---|---|", *rows])
 
-# %% ../../nbs/study/store.ipynb #c44
+# %% ../../nbs/study/store.ipynb #c45
 class Checking(Running):
     "A store that can look at itself."
 
@@ -617,7 +626,7 @@ def object_flaw(path: Path, of: Callable[[Path], str]) -> str:
     if of(path) != path.name: return "an object isn't what its name says"
     return "" if path.stat().st_mode & 0o222 == 0 else "can be written to"
 
-# %% ../../nbs/study/store.ipynb #c45
+# %% ../../nbs/study/store.ipynb #c46
 def changed(path: Path) -> float:
     "When a file, or the newest file in a folder, was last changed, in seconds since 1970."
     newest = 0.0
@@ -661,7 +670,7 @@ class Repairing(Checking):
                 if sha256(kept) == file["sha256"]: self._take(kept, True)
         return all(self.has(sha) for sha in receipt.objects)
 
-# %% ../../nbs/study/store.ipynb #c49
+# %% ../../nbs/study/store.ipynb #c50
 @dataclass(frozen=True)
 class Waste:
     "Something that nobody needs."
@@ -704,7 +713,7 @@ class Garbage:
         rows = [f"| {why} | {n:,} | {frees} |" for why, n, frees in self.rows()]
         return "\n".join([self.sentence, "", "| why | how many | frees |", "|---|---|---|", *rows])
 
-# %% ../../nbs/study/store.ipynb #c50
+# %% ../../nbs/study/store.ipynb #c51
 class Store(Repairing):
     "What stages made, kept by content."
 
@@ -740,7 +749,7 @@ class Store(Repairing):
         wastes = [Waste(p.relative_to(self.root).as_posix(), frees[p], why[p]) for p in sorted(why)]
         return Garbage(tuple(wastes), reports, days)
 
-# %% ../../nbs/study/store.ipynb #c51
+# %% ../../nbs/study/store.ipynb #c52
 def needed(
     receipts: Iterable[Path],
     of_versions: dict[str, list[Any]],  # stage/key/receipt → what versions say it handed on
@@ -786,7 +795,7 @@ def old_things(root: Path, reports: Path, live: list[Path], since: float) -> dic
     return why | {p: "a lock that nobody holds" for p in old("locks/*.lock")
                   if p.name not in ("store.lock", "damaged.lock") and not held(p)}
 
-# %% ../../nbs/study/store.ipynb #c52
+# %% ../../nbs/study/store.ipynb #c53
 def held(path: Path) -> bool:
     "Whether a living process holds a lock."
     from filelock import FileLock, Timeout
