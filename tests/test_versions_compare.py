@@ -21,7 +21,7 @@ from ftnb.versions.edits import edits, pieces, text_diff
 from ftnb.versions.pairing import joined_groups, pairing, refused
 from ftnb.versions.recorded import gap_change
 from ftnb.versions.rows import compare_rows, handed_on, partners, row_changes
-from tests.version_folders import MODULE, Made, make_version, requests
+from tests.compared_versions import MODULE, Made, make_version, requests
 
 ROWS = requests(900)
 
@@ -320,3 +320,21 @@ def test_changes_of_gaps_cover(score, runs=2000):
         held.append(truth in gap_change(pair, member[rows.truth], score)[0])
     print("gap of", score, "covers", np.mean(held))
     assert .93 <= np.mean(held) <= .98
+
+
+@pytest.mark.slow
+def test_versions_that_were_really_run(tmp_path):
+    from ftnb.study.plan import read_study
+    from ftnb.study.runner import run_study
+    from tests.toy import toy_site
+    site = toy_site(tmp_path)
+    file = tmp_path/"params"/"toy.yaml"
+    a, b = (run_study(read_study(file, given, site), site=site)[0]
+            for given in ((), ("train.factor=3.0",)))
+    found = compare(a, b, site)
+    how = {s.stage: s.how for s in found.stages}
+    assert how["prepare"] == "computed once" and how["train"] == "other results"
+    assert how["explain"] == "same results"       # the sign is still positive
+    assert found.stages[1].why == ["parameter train.factor 2.0 → 3.0"]
+    assert [(d.name, d.verdict) for d in found.others] == [("evaluate: mean", "higher")]
+    assert overall(found) == "not comparable" and "toy@2" in page(found)
