@@ -10,6 +10,7 @@ __all__ = ['app', 'out', 'err', 'AsJson', 'Debug', 'VersionName', 'guarded', 'co
 # %% ../nbs/cli.ipynb #c03
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -97,6 +98,7 @@ def run(
     Example: ftnb run params/quickstart.yaml -p train.learning_rate=3e-5
     """
     from ftnb.study.plan import read_study
+    began = time.time_ns()
     plan = read_study(study, parameter or [])
     if check:
         facts = {"study": plan.name, "stages": list(plan.stages), "parameters": plan.parameters}
@@ -111,7 +113,8 @@ def run(
         outcome = perform(plan, force)
         answer = answer_of(outcome)
         proof = answer_of(replace(outcome, new=False, executed=(), note=""))
-        record_proof(study, parameter or [], settings(), outcome.hashes, proof, outcome.rests_on)
+        record_proof(study, parameter or [], settings(), outcome.hashes, proof, began,
+                     outcome.rests_on, [outcome.version.folder.parent])
         print(said(answer, as_json, colourful()))
 
 

@@ -51,8 +51,9 @@ class Toy:
         hashes = fresh()
         stages_made(given or plan(), self.site, hashes)
         hashes.of(self.object)
-        return record_proof(self.study, list(overrides), self.site, hashes, ANSWER, began or later(),
-                            [self.version, self.kept, self.receipts], [self.site.reports/"toy"])
+        mine, listed = [self.version, self.kept, self.receipts], [self.site.reports/"toy"]
+        return record_proof(self.study, list(overrides), self.site, hashes, ANSWER,
+                            began or later(), mine, listed)
 
     def still(self, *more: str) -> bool: return proven(["run", str(self.study), *more]) is not None
 
@@ -68,18 +69,23 @@ def toy(tmp_path, monkeypatch) -> Toy:
     return Toy(settings())
 
 
+def backwards(file: Path) -> None:
+    "Other content of the same size, the old time put back."
+    put(file, file.read_text()[::-1])
+
+
 CHANGES = {
-    "data, same size and time": lambda t: put(t.root/"data.csv", (t.root/"data.csv").read_text()[::-1]),
-    "data replaced by rename": lambda t: (
-        shutil.copy2(t.root/"data.csv", t.root/"part"), os.replace(t.root/"part", t.root/"data.csv")),
+    "data, same size and time": lambda t: backwards(t.root/"data.csv"),
+    "data replaced by rename": lambda t: os.replace(
+        shutil.copy2(t.root/"data.csv", t.root/"part"), t.root/"data.csv"),
     "data removed": lambda t: (t.root/"data.csv").unlink(),
     "data touched": lambda t: os.utime(t.root/"data.csv"),
     "data of the future": lambda t: os.utime(t.root/"data.csv", ns=(0, later() * 2)),
     "data of the past": lambda t: os.utime(t.root/"data.csv", ns=(0, 0)),
     "the study": lambda t: put(t.study, t.study.read_text().replace("Does", "Will")),
     "the settings": lambda t: put(t.root/"settings.ini", "[ftnb]\ntracking_uri=\n "),
-    "a stage": lambda t: put(t.site.stages/"bias.ipynb", (t.site.stages/"bias.ipynb").read_text()[::-1]),
-    "a helper": lambda t: put(t.site.stages/"helper.py", (t.site.stages/"helper.py").read_text()[::-1]),
+    "a stage": lambda t: backwards(t.site.stages/"bias.ipynb"),
+    "a helper": lambda t: backwards(t.site.stages/"helper.py"),
     "a helper made a package": lambda t: (
         (t.site.stages/"helper").mkdir(), (t.site.stages/"helper"/"__init__.py").write_text("")),
     "a module that shadows another": lambda t: (t.site.stages/"random.py").write_text(""),
@@ -137,7 +143,8 @@ def test_a_link_that_is_made_to_point_elsewhere_ends_the_proof(toy):
 
 
 @pytest.mark.parametrize("path, new", [
-    ("folder", "folder/new.csv"), ("folder", "folder/empty/new.csv"), ("folder/*.csv", "folder/new.csv"),
+    ("folder", "folder/new.csv"), ("folder", "folder/empty/new.csv"),
+    ("folder/*.csv", "folder/new.csv"), ("**/1.csv", "folder/empty/1.csv"),
     ("f*/1.csv", "fresh/1.csv"), ("missing.csv", "missing.csv")])
 def test_a_file_that_appears_ends_the_proof(toy, path, new):
     (toy.root/"folder"/"empty").mkdir(parents=True)
@@ -149,7 +156,8 @@ def test_a_file_that_appears_ends_the_proof(toy, path, new):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("FTNB_KERNELS", "cold"), ("FTNB_ANYTHING", ""), ("PYTHONPATH", "/elsewhere"), ("PYTHONHASHSEED", "7")])
+    ("FTNB_KERNELS", "cold"), ("FTNB_ANYTHING", ""), ("PYTHONPATH", "/elsewhere"),
+    ("PYTHONHASHSEED", "7")])
 def test_another_environment_is_another_question(toy, monkeypatch, name, value):
     assert toy.find_out() and toy.still()
     with monkeypatch.context() as m:
@@ -201,7 +209,7 @@ def test_an_edit_of_this_package_ends_the_proof(toy, monkeypatch):
     assert toy.find_out() and toy.still()
     (copy/"ftnb"/"study"/"__pycache__"/"x.pyc").write_text("")
     assert toy.still()                              # compiled modules say nothing new
-    put(copy/"ftnb"/"study"/"unchanged.py", (ROOT/"ftnb"/"study"/"unchanged.py").read_text()[::-1])
+    backwards(copy/"ftnb"/"study"/"unchanged.py")
     assert not toy.still()
 
 
@@ -226,7 +234,7 @@ def test_what_changes_while_finding_out_is_not_proven(toy, monkeypatch):
 
 
 @given(st.integers(0, 10**7), st.integers(1, 255))
-@profile(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@profile(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_flipped_bit_proves_nothing(toy, where, flip):
     if not toy.still(): assert toy.find_out()
     circumstances = asked(["run", str(toy.study)]).circumstances(str(toy.root))
@@ -250,9 +258,10 @@ def test_a_proof_of_another_question_in_the_same_file_is_none(toy, monkeypatch):
 
 @pytest.mark.parametrize("ini, env, found", [
     ("[ftnb]\nstore = elsewhere\n", None, "elsewhere"), ("[ftnb]\nSTORE: a b\n", None, None),
-    ("[ftnb]\n# store = x\nstore=~/x\n", None, "~/x"), ("", None, ".ftnb"), ("[ftnb]\n", "by/env", "by/env"),
-    ("[ftnb]\nstore = one\n  two\n", None, None)])
-def test_the_store_is_found_as_the_full_reader_finds_it_or_not_at_all(tmp_path, monkeypatch, ini, env, found):
+    ("[ftnb]\n# store = x\nstore=~/x\n", None, "~/x"), ("", None, ".ftnb"),
+    ("[ftnb]\n", "by/env", "by/env"), ("[ftnb]\nstore = one\n  two\n", None, None)])
+def test_the_store_is_found_as_the_full_reader_finds_it_or_not_at_all(
+        tmp_path, monkeypatch, ini, env, found):
     (tmp_path/"settings.ini").write_text(ini)
     monkeypatch.delenv("FTNB_STORE", raising=False)
     if env: monkeypatch.setenv("FTNB_STORE", env)
@@ -284,15 +293,14 @@ def test_only_so_many_proofs_are_kept(toy, monkeypatch):
     assert len(list((toy.site.store/"proofs").iterdir())) == 3 and toy.still("-p", "train.steps=5")
 
 
-# ── the command itself ────────────────────────────────────────────────────────────────────────
-LIBRARIES = ["typer", "click", "rich", "ruamel", "nbformat", "papermill", "torch", "pydantic", "pandas",
-             "numpy", "ftnb.cli", "hashlib", "tempfile", "typing", "dataclasses", "logging"]
+# the command itself
+LIBRARIES = ["typer", "click", "rich", "ruamel", "nbformat", "papermill", "torch", "pydantic",
+             "pandas", "numpy", "ftnb.cli", "hashlib", "tempfile", "typing", "dataclasses"]
 
 
 def door(*words: str, code: str = "") -> subprocess.CompletedProcess:
     start = f"import sys; from ftnb.door import main\ntry: main()\nfinally: {code or 'pass'}"
-    return subprocess.run([sys.executable, "-c", start, *words], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run([sys.executable, "-c", start, *words], capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -315,12 +323,13 @@ def test_the_door_loads_no_library(proof):
 
 
 @pytest.mark.parametrize("words", [
-    ["run", "params/toy.yaml", "--check"], ["run", "--help"], ["run", "params/none.yaml"], ["--version"],
-    ["run", "params/toy.yaml", "--nonsense"], ["run"], [], ["run", "params/toy.yaml", "-p", "x.y=1"]])
+    ["run", "params/toy.yaml", "--check"], ["run", "--help"], ["run", "params/none.yaml"],
+    ["--version"], ["run", "params/toy.yaml", "--nonsense"], [],
+    ["run", "params/toy.yaml", "-p", "x.y=1"]])
 def test_everything_else_is_handed_over(proof, words):
     here = door(*words)
-    there = subprocess.run([sys.executable, "-c", "from ftnb.cli import main; main()", *words],
-                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-c", "from ftnb.cli import main; main()", *words]
+    there = subprocess.run(command, capture_output=True, text=True)
     assert (here.returncode, here.stdout) == (there.returncode, there.stdout)
     assert here.stdout != said(ANSWER, False) + "\n"
 

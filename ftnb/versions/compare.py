@@ -230,9 +230,11 @@ def _decided(c: Comparison) -> str:
 def _asked(changes: Sequence[ParameterChange], most: int = 3) -> str:
     "Which parameters differ."
     if not changes: return "No parameter differs."
-    named = [f"{p.stage}.{p.name} {shown(p.a)} → {shown(p.b)}" for p in changes[:most]]
-    more = [f"{len(changes) - most} more"] if len(changes) > most else []
-    return f"Parameters: {'; '.join(named + more)}."
+    both = [p for p in changes if all(p.there)]
+    said = [f"{p.stage}.{p.name} {shown(p.a)} → {shown(p.b)}" for p in both[:most]]
+    counts = [(len(both) - most, "more"), (sum(not p.there[0] for p in changes), "new"),
+              (sum(not p.there[1] for p in changes), "gone")]
+    return f"Parameters: {'; '.join(said + [f'{n} {word}' for n, word in counts if n > 0])}."
 
 
 def _tie(tied: Sequence[Difference], family: int) -> str:

@@ -290,11 +290,13 @@ def lines_apart(then: Sequence[str], now: Sequence[str]) -> str:
 
 def tensors_apart(then: Path, now: Path) -> str:
     "How two files of tensors differ: names, shapes, and how far the values are apart."
-    from safetensors import safe_open
-    with safe_open(then, "pt") as a, safe_open(now, "pt") as b:
-        old, new = set(a.keys()), set(b.keys())
-        if old != new: return f"tensors {few(sorted(old ^ new))} in one only"
-        found = [(name, _distance(a.get_tensor(name), b.get_tensor(name))) for name in sorted(old)]
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(then, "pt") as a, safe_open(now, "pt") as b:
+            old, new = set(a.keys()), set(b.keys())
+            if old != new: return f"tensors {few(sorted(old ^ new))} in one only"
+            found = [(n, _distance(a.get_tensor(n), b.get_tensor(n))) for n in sorted(old)]
+    except SafetensorError as e: raise ValueError(str(e)) from e
     wrong = [(name, d) for name, d in found if d]
     if not wrong: return "only in its header"
     name, most = max(wrong, key=lambda pair: pair[1])

@@ -109,7 +109,8 @@ class Sweep:
 def in_asked_order(facts: dict[str, Any]) -> dict[str, Any]:
     "sweep.json has sorted keys; parameters are read in the order in which they were asked for."
     place = {n: i for i, (n, _) in enumerate(facts["swept"])}
-    order = lambda ps: dict(sorted(ps.items(), key=lambda kv: (place.get(kv[0], len(place)), kv[0])))
+    at = lambda name: (place.get(name, len(place)), name)
+    order = lambda ps: {n: ps[n] for n in sorted(ps, key=at)}
     return {**facts, **{key: [{**x, "parameters": order(x["parameters"])} for x in facts[key]]
                         for key in ("members", "settings")}}
 

@@ -67,8 +67,7 @@ class Changes:
         by: dict[str, list[str]] = {}
         for stage, changes in self.stages.items():
             for change in changes: by.setdefault(change, []).append(stage)
-        named = [change if change.endswith(f" of {stages[0]}") else f"{change} ({', '.join(stages)})"
-                 for change, stages in by.items()]
+        named = [c if c.endswith(f" of {s[0]}") else f"{c} ({', '.join(s)})" for c, s in by.items()]
         return [*named, *(f"{c} (report)" for c in self.report), *self.machine]
 
 
@@ -95,8 +94,7 @@ def _unequal(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
 def _machines(version: Version, now: Mapping[str, Any]) -> list[str]:
     "What about the machine is another."
     then = read_json(version.folder/"environment.json")["machine"]
-    return [f"{name} {then.get(name)} → {now.get(name)}"
-            for name in sorted(_unequal(then, now)) if {then.get(name), now.get(name)} != {None}]
+    return [f"{name} {then.get(name)} → {now.get(name)}" for name in sorted(_unequal(then, now))]
 
 
 def _all_installed(stage: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -127,7 +125,7 @@ class Verdict:
     rung: str                                               # of RUNGS; empty: nothing was run
     damaged: dict[str, str] = field(default_factory=dict)   # file → how; then nothing was run
     signature: str = "unsigned"
-    unproven: bool = False                                  # a signature was asked for, none is valid
+    unproven: bool = False                                  # a signature was wanted, none is valid
     changes: Changes = Changes()
     same: Sameness = Sameness("identical")
     network: str = ""                                       # how it was denied
@@ -142,8 +140,8 @@ class Verdict:
         "The verdict in one sentence."
         if self.damaged:
             first, *more = [f"{name} {how}" for name, how in self.damaged.items()]
-            return (f"{self.version} isn't what was published: {first}"
-                    + (f", and {len(more)} more" if more else ""))
+            rest = f", and {len(more)} more" if more else ""
+            return f"{self.version} isn't what was published: {first}{rest}"
         if not self.rung: return f"{self.version} is what was published; it was not run again"
         first = f"; the first difference is in {self.same.first}" if self.same.first else ""
         return self.version + {
@@ -151,6 +149,8 @@ class Verdict:
             "within tolerance": ": every number is the same within tolerance, bits differ",
             "conclusion holds": ": the conclusion holds, numbers differ",
             "differs": " differs"}[self.rung] + (first if self.rung != "identical" else "")
+
+    def __repr__(self) -> str: return self.sentence
 
     def rows(self) -> list[tuple[str, str]]:
         "What there is to say, as pairs of a label and a text."
