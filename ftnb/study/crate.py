@@ -373,10 +373,12 @@ def add_workflow(graph: Graph, stages: list[StageFacts], facts: dict[str, Any]) 
 
 def add_page(graph: Graph, stages: list[StageFacts], facts: dict[str, Any]) -> None:
     "ftnb itself, and what it rendered from the stages' notebooks and results."
-    code = facts.get("report") or {"modules": facts.get("code", {})}
-    version = hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
-    graph.add(ENGINE, "SoftwareApplication", name="ftnb", softwareVersion=version,
-              hasPart=add_modules(graph, facts.get("report", {}).get("modules", {})),
+    report = facts.get("report", {})
+    code = json.dumps(report or facts.get("code", {}), sort_keys=True)
+    packages = [add_package(graph, n, v) for n, v in sorted(report.get("packages", {}).items())]
+    graph.add(ENGINE, "SoftwareApplication", name="ftnb", softwareRequirements=listed(packages),
+              softwareVersion=hashlib.sha256(code.encode()).hexdigest(),
+              hasPart=add_modules(graph, report.get("modules", {})),
               description="runs the stages of a study in their order, and renders the page")
     used = [f for f in ("front.json", "metrics.json", *(s.notebook for s in stages))
             if f in graph.entities]
