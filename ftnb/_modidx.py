@@ -3700,7 +3700,9 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ftnb.versions.verify._disagreeing': ('versions/verify.html#_disagreeing', 'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify._machines': ('versions/verify.html#_machines', 'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify._plain': ('versions/verify.html#_plain', 'ftnb/versions/verify.py'),
+                                      'ftnb.versions.verify._study_file': ('versions/verify.html#_study_file', 'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify._unequal': ('versions/verify.html#_unequal', 'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify.changes': ('versions/verify.html#changes', 'ftnb/versions/verify.py'),
                                       'ftnb.versions.verify.damage': ('versions/verify.html#damage', 'ftnb/versions/verify.py'),
-                                      'ftnb.versions.verify.verify': ('versions/verify.html#verify', 'ftnb/versions/verify.py')}}}
+                                      'ftnb.versions.verify.verify': ('versions/verify.html#verify', 'ftnb/versions/verify.py'),
+                                      'ftnb.versions.verify.with_reads': ('versions/verify.html#with_reads', 'ftnb/versions/verify.py')}}}

@@ -19,7 +19,8 @@ from ftnb.study.runner import perform
 from ftnb.study.versions import find_version, kept_files, open_version
 from ftnb.versions import isolation
 from ftnb.versions.isolation import clean_environment, clean_room, rerun
-from ftnb.versions.verify import Verdict, changes, damage, verify
+from ftnb.versions.sameness import Side
+from ftnb.versions.verify import Changes, Verdict, changes, damage, verify, with_reads
 
 STUDY = "study: toy\nquestion: Does it run?\nstages: [prepare, train]\nprepare:\n  path: data.csv\n"
 
@@ -216,6 +217,21 @@ def test_changes_of_modules_parameters_and_machine_are_named(toy, monkeypatch):
     assert any(line.startswith("helper") for line in lines)
     assert "parameter train.factor 3.0 → 4.0 (train)" in lines
     assert any(line.startswith("instruction_sets") for line in lines)
+    (site.root/"params"/"toy.yaml").write_text(STUDY + "train:\n  steps: 9\n")
+    assert any(line.startswith("params/toy.yaml is another") for line in
+               changes(version, plan, site).lines())
+
+
+def test_a_file_that_a_stage_read_unsaid_counts(toy):
+    site, version = toy
+    then = Side(version.folder, kept_files(version, site))
+    now = Side(version.folder, kept_files(version, site))
+    facts = read_json(version.folder/"version.json")
+    facts["stages"]["train"]["reads"] = {"notes.txt": "0" * 64}
+    vars(now)["facts"] = facts
+    found = with_reads(Changes(), then, now)
+    assert found.study and found.lines() == ["file notes.txt, which it reads (train)"]
+    assert not with_reads(Changes(), then, then)
 
 
 def test_signatures_alone_run_nothing(toy, monkeypatch):
