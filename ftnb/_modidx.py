@@ -2979,6 +2979,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'ftnb/versions/compare.py'),
                                        'ftnb.versions.compare._rich': ('versions/compare.html#_rich', 'ftnb/versions/compare.py'),
                                        'ftnb.versions.compare._tie': ('versions/compare.html#_tie', 'ftnb/versions/compare.py'),
+                                       'ftnb.versions.compare._together': ('versions/compare.html#_together', 'ftnb/versions/compare.py'),
                                        'ftnb.versions.compare.as_html': ('versions/compare.html#as_html', 'ftnb/versions/compare.py'),
                                        'ftnb.versions.compare.asked_for': ('versions/compare.html#asked_for', 'ftnb/versions/compare.py'),
                                        'ftnb.versions.compare.compare': ('versions/compare.html#compare', 'ftnb/versions/compare.py'),
