@@ -393,7 +393,8 @@ def detectable(
     power: float = .8,
 ) -> np.ndarray:                        # (groups,), infinite where nothing could be seen
     "Least difference from the rest that is found with this chance."
-    if not m.share: return np.where(m.error > 0, (c + ndtri(power)) * m.error, np.inf)
+    if not m.share:     # what doesn't vary within groups but by rounding knows no error
+        return np.where(m.error > 1e-9 * m.deviation, (c + ndtri(power)) * m.error, np.inf)
     signs = {"better": (-1,), "worse": (1,)}.get(higher_is, (-1, 1))
     found = np.stack([_detectable_share(m, c, sign, ndtri(power)) for sign in signs])
     possible = np.where(np.isfinite(found), found, -1).max(0)

@@ -317,9 +317,9 @@ def rationale_agreement(
         rng = np.random.default_rng([seed, i])
         chance = np.mean([_ranked(rng.random(len(marked)), marked) for _ in range(orders)], 0)
         rows.append((i, *_ranked(token_scores(a, spans), marked), *chance))
-    if left["unmatched"] > len(found) - left["unmatched"] - left["skipped"]:
-        raise BadInput(f"{left['unmatched']} of {len(found)} texts have other numbers of marks than "
-                       "of tokens", "rationales", "one mark for each token, parted by spaces")
+    if 2 * left["unmatched"] > len(found) - left["skipped"]:
+        raise BadInput(f"{left['unmatched']} of {len(found)} texts have other numbers of marks "
+                       "than of tokens", "rationales", "one for each token, parted by spaces")
     x = np.array(rows, float).reshape(-1, 5)
     mine = None if groups is None else np.asarray(groups)[x[:, 0].astype(int)]
     three = lambda ours, random: {"ours": _mean(ours, mine), "random": _mean(random, mine),
