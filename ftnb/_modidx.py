@@ -229,6 +229,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ftnb.bias.disparity._deviates': ('bias/disparity.html#_deviates', 'ftnb/bias/disparity.py'),
                                      'ftnb.bias.disparity._difference': ('bias/disparity.html#_difference', 'ftnb/bias/disparity.py'),
                                      'ftnb.bias.disparity._draw': ('bias/disparity.html#_draw', 'ftnb/bias/disparity.py'),
+                                     'ftnb.bias.disparity._few': ('bias/disparity.html#_few', 'ftnb/bias/disparity.py'),
                                      'ftnb.bias.disparity._found_sentence': ( 'bias/disparity.html#_found_sentence',
                                                                               'ftnb/bias/disparity.py'),
                                      'ftnb.bias.disparity._from_sums': ('bias/disparity.html#_from_sums', 'ftnb/bias/disparity.py'),
