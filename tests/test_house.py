@@ -24,7 +24,7 @@ from ftnb.study.runner import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["foundation", "data", "places", "train", "evaluate", "bias", "explain", "release",
-          "study", "cli"]
+          "study", "versions", "cli", "door"]
 STUDIES = sorted((ROOT/"params").glob("*.yaml"))
 LIBRARY = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb")
                  if "stages" not in p.parts and ".ipynb_checkpoints" not in p.parts)

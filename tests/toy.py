@@ -22,7 +22,7 @@ CELLS: dict[str, list[str]] = {
         "rows = [float(x) for x in (settings().root/path).read_text().split()]\n"
         "cut = int(len(rows) * share)\n"
         "write_text(bench.folder/'train.txt', helper.lines(rows[:cut]))\n"
-        "write_text(bench.folder/'test.txt', helper.lines(rows[cut:]))",
+        "write_text(bench.folder/'test.txt', helper.lines(rows[cut:]))\ncut",
         "bench.hand_on('train', 'train.txt', 'toy/rows/1', cut)\n"
         "bench.hand_on('test', 'test.txt', 'toy/rows/1', len(rows) - cut)\n"
         "bench.facts(rows=len(rows))\n"
@@ -50,7 +50,7 @@ CELLS: dict[str, list[str]] = {
         "weight = read_json(bench.receive('train', 'model')/'weight.json')['weight']\n"
         "rows = [float(x) for x in bench.receive('prepare', 'test').read_text().split()]\n"
         "said = [round(weight * x, 6) for x in rows]\nmean = sum(said) / len(said)",
-        "write_json(bench.folder/'said.json', said)\n"
+        "file = write_json(bench.folder/'said.json', said)\n"
         "bench.hand_on('said', 'said.json', 'toy/said/1', len(said))\n"
         "bench.facts(mean=Interval(mean, mean - 1, mean + 1, level))\n"
         "bench.front('The mean', 'Of what the model says.', [('mean', Interval(mean, mean - 1, mean + 1, level))])\n"

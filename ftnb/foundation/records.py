@@ -102,6 +102,7 @@ class HandingOver(Desk):
             raise BadInput(f"{stage}.{name} is not what {stage} recorded", str(path),
                            f"run the stage {stage} again")
         self.inputs[f"{stage}.{name}"] = record.sha256
+        self.save()
         return path
 
 # %% ../../nbs/foundation/records.ipynb #c11

@@ -37,10 +37,15 @@ class Stated:
     reports: str = setting("reports", "folder of the report versions")
     data_cards: str = setting("data_cards", "folder of the data cards")
     stages: str = setting("nbs/stages", "folder of the stage notebooks")
-    store: str = setting(".ftnb", "folder for what can be made again: runs, failed attempts")
+    store: str = setting(".ftnb", "folder for what stages made, by content, and for runs")
     workbench: str = setting(".ftnb/workbench", "folder where stages meet when run by hand")
+    kernels: str = setting("warm", "warm: what stages import is imported once a run; or cold")
+    stage_hours: str = setting("24", "hours after which a stage is stopped")
     cache: str = setting(".ftnb/cache", "folder for downloaded models and data sets")
     tracking_uri: str = setting("sqlite:///.ftnb/mlflow.db", "MLflow's store; empty: no tracking")
+    signing_key: str = setting("", "private key (PEM) that signs versions; empty: unsigned")
+    verify_key: str = setting("", "trusted public keys or certificates (PEM) of signatures")
+    not_secret: str = setting("", "marks of values that the secret scan may let through")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,21 @@ class Settings:
     store = property(lambda self: self.folder("store"))
     workbench = property(lambda self: self.folder("workbench"))
     cache = property(lambda self: self.folder("cache"))
+
+    @property
+    def kernels(self) -> str:
+        "How notebooks' kernels are started: warm or cold."
+        if self.stated.kernels in ("warm", "cold"): return self.stated.kernels
+        raise BadInput(f"setting kernels is {self.stated.kernels!r}", fix="write warm or cold")
+
+    @property
+    def stage_seconds(self) -> float:
+        "Seconds after which a stage is stopped."
+        try: hours = float(self.stated.stage_hours)
+        except ValueError: hours = 0
+        if hours > 0: return 3600 * hours
+        raise BadInput(f"setting stage_hours is {self.stated.stage_hours!r}",
+                       fix="write a number of hours above 0, such as 24")
 
     @property
     def tracking_uri(self) -> str:

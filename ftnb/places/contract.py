@@ -25,6 +25,7 @@ from ..foundation.files import write_json
 class JobFolders:
     "Where a job's inputs and outputs lie (SageMaker Developer Guide, “training container”)."
     root: Path = Path("/opt/ml")
+    kept: Path | None = None  # where checkpoints outlive the other folders, if not under root
 
     @property
     def config(self) -> Path: return self.root/"input"/"config"  # the three JSON files
@@ -36,7 +37,7 @@ class JobFolders:
     def model(self) -> Path: return self.root/"model"            # becomes model.tar.gz
 
     @property
-    def checkpoints(self) -> Path: return self.root/"checkpoints"  # survives an interruption
+    def checkpoints(self) -> Path: return self.kept or self.root/"checkpoints"  # survives
 
     @property
     def output(self) -> Path: return self.root/"output"/"data"   # becomes output.tar.gz
@@ -47,7 +48,9 @@ class JobFolders:
     @classmethod
     def here(cls) -> "JobFolders":
         "The folders of the job that this process is, from its environment."
-        return cls(Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")))
+        kept = os.environ.get("FTNB_CHECKPOINTS")
+        root = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+        return cls(root, Path(kept) if kept else None)
 
     def channel(self, name: str) -> Path:
         "A channel's folder."
@@ -152,6 +155,7 @@ def sm_environment(
         "SM_INPUT_DATA_CONFIG": compact({c: CHANNEL_CONFIG for c in job.channels}),
     }
     env |= {f"SM_CHANNEL_{c.upper()}": str(folders.channel(c)) for c in job.channels}
+    if folders.kept: env["FTNB_CHECKPOINTS"] = str(folders.kept)
     return env | {f"SM_HP_{k.upper()}": v for k, v in strings.items()}
 
 # %% ../../nbs/places/contract.ipynb #c22

@@ -104,7 +104,8 @@ def run(
     follow: Callable[[str], None] | None = None,  # told every line, as it comes
 ) -> JobResult:                   # how it ended; ask it to be `.checked()`
     "Run a job as a process on this machine and wait for its end."
-    folders = JobFolders(Path(folder).resolve())
+    kept = os.environ.get("FTNB_CHECKPOINTS")   # a folder of the runner's, that outlives this run
+    folders = JobFolders(Path(folder).resolve(), Path(kept)/job.name if kept else None)
     lay_out(job, folders)
     log = folders.root/"job.log"
     with log.open("w", encoding="utf-8") as out, Progress(job.name) as bar:

@@ -131,7 +131,7 @@ def model_component(words: Words, found: Findings) -> dict[str, Any]:
 # %% ../../nbs/release/bill_of_materials.ipynb #c17
 def bill_of_materials(
     words: Words,      # from the study
-    found: Findings,   # from the stages; packages as ftnb.foundation.machine.packages() has them
+    found: Findings,   # from the stages, with foundation.environment's packages
 ) -> dict[str, Any]:   # CycloneDX 1.6
     "A CycloneDX ML-BOM: the model with its card, its data, its base model, the packages."
     base = base_component(found)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..foundation.errors import BadInput
 from ..foundation.files import read_json
-from ..foundation.machine import packages
+from ..foundation.environment import packages
 from ..foundation.records import Workbench
 from .answers import people_section, reasons_section
 from .criteria import METRICS, Decision, cell, interval_at

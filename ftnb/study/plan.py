@@ -32,6 +32,8 @@ from ..foundation.files import read_json, sha256
 from ..foundation.parameters import Parameter, problems, read_parameters, stage_model
 from ..foundation.settings import Settings, settings
 from ..release.criteria import check_criteria
+from .hashing import Hashes
+from .usage import contents
 from ..train.encoders import local_encoder
 
 # %% ../../nbs/study/plan.ipynb #c05
@@ -103,7 +105,7 @@ class Plan:
     question: str
     file: Path
     stages: tuple[str, ...]
-    stated: dict[str, dict[str, Any]]      # by stage: what the study and the command line say
+    given: dict[str, dict[str, Any]]       # by stage: the values that differ from the defaults
     parameters: dict[str, dict[str, Any]]  # by stage: every parameter's value
     overrides: dict[str, Any] = field(default_factory=dict)  # "stage.name" → value, given by -p
 
@@ -147,8 +149,9 @@ def read_study(
                      *_at(content.get(s), name, file), e.fix)
              for s in stages for name, e in look_ahead(s, values)]
     if found: raise BadStudy(found)
+    differ = {s: {n: v for n, v in values[s].items() if v != schemas[s][n].default} for s in stages}
     return Plan(str(content["study"]), str(content.get("question", "")), file, stages,
-                {s: stated[s] for s in stages}, values, given)
+                differ, values, given)
 
 # %% ../../nbs/study/plan.ipynb #c15
 def _at(section: Any, key: Any, file: Path) -> tuple[int, str]:
@@ -344,10 +347,11 @@ def fingerprint(plan: Plan, site: Settings | None = None) -> str:
 
 def _content(plan: Plan, site: Settings) -> list[tuple[str, str]]:
     "The content hashes of the local files and folders that parameters name."
-    named = [(f"{s}.{n}", site.root/Path(v).expanduser())
-             for s, ps in plan.parameters.items() for n, v in ps.items()
-             if isinstance(v, str) and v and (n in ("path", "base_model") or n.endswith("_path"))]
-    return [(name, sha256(p)) for name, p in named if p.exists()]
+    hashes = Hashes(site.store/"hashes.json")
+    found = [(f"{s}.{n}", content) for s, ps in plan.parameters.items()
+             for n, content in contents(ps, site, hashes).items()]
+    hashes.save()
+    return found
 
 
 CODE = (".py", ".json", ".jsonl", ".csv", ".j2", ".css", ".js")   # with what the code reads

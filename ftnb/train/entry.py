@@ -16,12 +16,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256 as hash_of
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import BadInput, FtnbError, StudyFailed
 from ..foundation.files import read_json, sha256, write_json, write_text
-from ..foundation.machine import machine_facts, packages
+from ..foundation.machine import machine_facts
 from ..places.contract import JobFolders
 from .batches import read_examples
 from .classifier import Recipe, Trained, Watch, fine_tune, recipe_from
@@ -97,11 +98,10 @@ def training_record(
     made: Trained, recipe: Recipe, base: EncoderFacts, rows: dict[str, int], labels: list[str]
 ) -> dict[str, Any]:
     "What a reader must know to repeat this training."
-    versions = packages()
     return {
         "schema": "ftnb/training/1", "recipe": asdict(recipe), "base": base.to_dict(), "rows": rows,
         "labels": labels, "best_epoch": made.best_epoch, "stopped": made.stopped, "used": made.used,
-        "machine": machine_facts(), "packages": {n: versions[n] for n in NOTED if n in versions}}
+        "machine": machine_facts(), "packages": {n: version(n) for n in NOTED}}
 
 
 def save_model(made: Trained, record: dict[str, Any], folder: Path) -> None:
