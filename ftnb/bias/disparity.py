@@ -450,6 +450,8 @@ class GroupValue:
     p_corrected: float      # corrected for all questions, too
     shrunk: float           # the mean, drawn to the middle
     detectable: float       # difference from the rest that would have been seen; may be infinite
+    expected: float = float("nan")        # its mean if every answer were right, where that is known
+    expected_rest: float = float("nan")   # the rest's
 
     def to_dict(self) -> dict:
         "The form it has in metrics.json; what isn't known is null."
@@ -494,6 +496,11 @@ class Disparity:
         return next(g for g in self.groups if g.group == group)
 
     @property
+    def beside(self) -> bool:
+        "Whether it stands beside what right answers would give, as selection rates do."
+        return any(np.isfinite(g.expected) for g in self.groups)
+
+    @property
     def sentence(self) -> str: return sentence(self)
     def __str__(self) -> str: return sentence(self)
 
@@ -535,6 +542,8 @@ def _found_sentence(d: Disparity) -> str:
     text = (f"{d.score} is {'higher' if sign > 0 else 'lower'} for {g.group} ({a}) than for the "
             f"rest ({b}): {size} {unit}".rstrip()
             + f" [{low}, {high}], {_p(g.p_corrected)}{after}.")
+    if d.beside: also = (f" If every answer were right, it would be {g.expected:.{digits}f} and "
+                         f"{g.expected_rest:.{digits}f}.{also}")
     return text[0].upper() + text[1:] + also
 
 
@@ -589,6 +598,14 @@ class _Question:
         "Whether counts decide: a share, no row in two groups, no clusters, no row left out."
         plain = self.clusters is None and not (self.member.sum(1) != 1).any()
         return plain and self.score.share and self.member.shape[1] > 1
+
+    @property
+    def expected(self) -> np.ndarray:   # (2, groups), NaN where right answers have no such score
+        "What group and rest would have if every answer were right."
+        if self.score.expected is None: return np.full((2, self.member.shape[1]), np.nan)
+        x, inside = self.score.expected[self.rows], self.member.sum(0)
+        hits = x @ self.member
+        return np.stack([hits / inside, (x.sum() - hits) / (len(x) - inside)])
 
     @property
     def measured(self) -> Measured:
@@ -746,7 +763,7 @@ def _values(q: _Question, m: Measured, p_corrected: np.ndarray, questions: int, 
     error = m.deviation / np.sqrt(m.rows[0]) if not m.clustered else m.errors[0]
     drawn = drawn_in(m.means[0], error)
     least = detectable(m, critical(together, questions), q.score.higher_is)
-    place, made = np.cumsum(q.kept) - 1, []
+    place, made, right = np.cumsum(q.kept) - 1, [], q.expected
     nothing = float("nan")
     unknown = Interval(nothing, nothing, nothing, level)
     for name, k, kept in zip(q.grouping.groups, place, q.kept, strict=True):
@@ -759,7 +776,7 @@ def _values(q: _Question, m: Measured, p_corrected: np.ndarray, questions: int, 
         d = Interval(gap, float(low[k]), float(high[k]), level)
         p, rest = (float(q.p[k]), float(p_corrected[k])), float(m.means[1, k])
         made.append(GroupValue(name, int(m.rows[0, k]), own[k], rest, d, *p,
-                               float(drawn[k]), float(least[k])))
+                               float(drawn[k]), float(least[k]), *map(float, right[:, k])))
     return tuple(made)
 
 
@@ -800,7 +817,9 @@ def _line(d: Disparity) -> dict:
     g, least = d[d.worst], max(x.detectable for x in d.groups)
     scale = 100 if d.share else 1
     gaps = [f"{scale * x:.1f}" if d.share else _three(x) for x in (d.gap, d.gap_by_chance)]
-    said = (f"{g.group} (n={g.rows:,})", _level(g.value.estimate, d), _level(g.rest, d),
+    beside = [f" (labels {_level(x, d)})" * d.beside for x in (g.expected, g.expected_rest)]
+    said = (f"{g.group} (n={g.rows:,})", _level(g.value.estimate, d) + beside[0],
+            _level(g.rest, d) + beside[1],
             _difference(g.against_rest, d), _bare(g.p_corrected), "{} ({})".format(*gaps),
             f"≥ {_amount(least, d)}" if np.isfinite(least) else "–")
     return head | dict(zip(keys, said, strict=True)) | {"verdict": d.verdict}
@@ -896,10 +915,14 @@ def _alt(d: Disparity) -> str:
 def worst(
     found: Sequence[Disparity],
 ) -> dict | None:   # grouping, score, group, gap (Interval, > 0 is harm), p; None: no answer
-    "The question to put on the front page."
+    "The largest gap: by its nearer end, if any was found; else the surest."
     answered = [d for d in found if d.groups]
     if not answered: return None
-    d = min(answered, key=lambda d: (d.p_corrected, d.p))      # of equals, the first asked
+    judged = [d for d in answered if not d.beside] or answered   # labels differ, too
+    sure = [d for d in judged if d.verdict == FOUND]
+    nearer = lambda i: max(i.low, -i.high)
+    if sure: d = max(sure, key=lambda d: nearer(d[d.worst].against_rest))
+    else: d = min(judged, key=lambda d: (d.p_corrected, d.p))      # of equals, the first asked
     g = d[d.worst]
     i, harm = g.against_rest, {"better": -1, "worse": 1}.get(d.higher_is, 0)
     sign = 1 if i.estimate >= 0 else -1

@@ -201,7 +201,11 @@ def mitigated(
 ) -> list[Mitigations]:       # one for each grouping that has groups
     "What mitigations of each grouping's gap would gain and cost."
     usable = [i for i, g in enumerate(people["test"]) if g and not g.overlapping]
-    if not which or not usable: return []
+    several = [g.name for g in people["test"] if g and g.overlapping]
+    left = [Mitigations(name, "selection rate" if positive else "accuracy", positive=positive,
+                        unusable="its rows may be in several groups, and weights or thresholds "
+                                 "by group need one") for name in several if which]
+    if not which or not usable: return left
     none = {s: np.full(len(splits[s]), -1) for s in splits}
     seen = {s: see(model, splits[s], none[s]) for s in ("validation", "test") if len(splits[s])}
     made = []
@@ -214,7 +218,7 @@ def mitigated(
         made.append(mitigations(model, part.get("train"), part.get("validation"), part["test"],
                                 groups, g.groups, g.name, positive, which=list(which),  # type: ignore
                                 level=level, seed=seed))
-    return made
+    return made + left
 
 # %% ../../nbs/bias/summaries.ipynb #c23
 @dataclass(frozen=True)
@@ -331,7 +335,7 @@ def overall(
     blind = [d for d in asked if d.verdict == SHORT]
     many = f"{len(asked)} question{'s' * (len(asked) > 1)}"
     if wrong:
-        first = min(wrong, key=lambda d: (d.p_corrected, d.p)).sentence
+        first = min(wrong, key=lambda d: (d.beside, d.p_corrected, d.p)).sentence
         more = f" ({len(wrong)} of {many} show a difference.)" if len(asked) > 1 else ""
         return FOUND, first + more
     if len(blind) == len(asked): return SHORT, blind[0].sentence
