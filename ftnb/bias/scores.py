@@ -89,7 +89,8 @@ def _selection(p: Predictions, k: int, selected_is: Direction) -> list[Score]:
     return [Score("selection rate", said * 1., np.ones(len(said), bool), selected_is,
                   expected=is_ * 1.),
             Score("true positive rate", said * 1., is_),
-            Score("false positive rate", said * 1., ~is_, "worse"),
+            Score("false positive rate", said * 1., ~is_,
+                  "neither" if selected_is == "better" else "worse"),
             Score("precision", is_ * 1., said)]
 
 
