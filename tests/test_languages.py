@@ -79,8 +79,8 @@ def study(folder: Path, language: str) -> Path:
     file.write_text(f"""study: people-{language}
 prepare: {{source: files, path: train.csv, test_path: test.csv, text_column: text,
   label_column: label, group_column: '', keep_columns: [{columns}],
-  split: stratified, test_share: 0.0, validation_share: 0.25, label_noise: 'off', near_duplicates: report,
-  dataset_name: people}}
+  split: stratified, test_share: 0.0, validation_share: 0.25, label_noise: 'off',
+  near_duplicates: report, dataset_name: people}}
 train: {{epochs: 1, threads: 1, precision: float32}}
 evaluate: {{slice_columns: [gender], replicates: 200, permutations: 200, threads: 1}}
 bias: {{sensitive_columns: [{columns}, gender × holes], swapped: words, swap_texts: 30,
