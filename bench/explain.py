@@ -26,7 +26,7 @@ from ftnb.explain.shapley import partition_shap, rank_agreement
 from ftnb.foundation.files import read_json
 from ftnb.foundation.records import HandingOver
 from ftnb.foundation.settings import settings
-from ftnb.study.runner import kept_files, study_versions
+from ftnb.study.versions import kept_files, study_versions
 
 TEXTS, SEED = 200, 1
 

@@ -4,10 +4,12 @@ Each contender is a whole process that executes the same six notebooks one after
 (`ftnb.study.execution`, one zygote for all), ours with cold kernels, papermill's API as its
 documentation has it, papermill with `shutdown_kernel="immediate"`, nbclient. The limit is one
 Python process that runs the notebooks' code without any kernel: it imports once. Rounds are
-interleaved, since the machine is shared: the ratio within a round is what counts. Takes about a
-minute a round on two quiet cores. python kernels.py [ROUNDS]
+interleaved, since the machine is shared: the ratio within a round is what counts, and CPU seconds
+tell how much of it is work. Takes about two minutes a round on two quiet cores.
+python kernels.py [ROUNDS [CONTENDER …]]
 """
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -74,29 +76,35 @@ def write_notebooks(folder: Path) -> None:
     for i in range(STAGES): nbformat.write(nb, folder/f"stage{i}.ipynb")
 
 
-def seconds(code: str, folder: Path) -> float:
-    "Wall clock of a process that executes the notebooks."
+def seconds(code: str, folder: Path) -> tuple[float, float]:
+    "Wall clock and CPU of a process that executes the notebooks, with all it started."
     head = (f"from pathlib import Path\nnotebooks = sorted(Path({str(folder)!r}).glob('*.ipynb'))\n"
             f"cells = {CELLS!r}\nout = Path({tempfile.mkdtemp(dir=folder)!r})\n")
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-W", "ignore", "-c", head + code], check=True,
-                   stdout=subprocess.DEVNULL, stderr=None, cwd=folder,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder,
                    env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-    return time.perf_counter() - begun
+    wall, used = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, chosen: list[str]) -> None:
+    names = [n for n in CONTENDERS if not chosen or n in chosen or n == "papermill"]
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         write_notebooks(Path(folder))
-        took: dict[str, list[float]] = {name: [] for name in CONTENDERS}
         for n in range(rounds):
-            for name, code in CONTENDERS.items(): took[name].append(seconds(code, Path(folder)))
+            for name in names: took[name].append(seconds(CONTENDERS[name], Path(folder)))
             print(f"round {n + 1}: load {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    print(f"{'':<31} {'seconds, median (lowest)':>26}   of papermill's, in the same round")
-    for name, all_ in took.items():
-        ratios = sorted(t / p for t, p in zip(all_, took["papermill"], strict=True))
-        print(f"{name:<31} {statistics.median(all_):>17.1f} ({min(all_):.1f})   "
-              f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    print(f"{'':<31} wall clock: seconds, of papermill's      CPU: seconds, of papermill's")
+    for name in names:
+        columns = []
+        for kind in (0, 1):
+            all_ = [t[kind] for t in took[name]]
+            ratios = sorted(a / b[kind] for a, b in zip(all_, took["papermill"], strict=True))
+            columns.append(f"{statistics.median(all_):>7.1f}   {statistics.median(ratios):.3f} "
+                           f"({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        print(f"{name:<31} {columns[0]:<38} {columns[1]}")
 
 
-if __name__ == "__main__": main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+if __name__ == "__main__": main(int((sys.argv + ["3"])[1]), sys.argv[2:])

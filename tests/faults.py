@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def every_fault(
 ) -> dict[str, int]:                         # kind → number of faults
     "Disturb an operation at every one of its durable operations, or at a sample of them."
     prepare(folder/"whole")
-    total = counted(lambda: operate(folder/"whole"))
+    total = counted(partial(operate, folder/"whole"))
     expected, done = result(folder/"whole"), {}
     for kind in kinds:
         points: Iterable[int] = count(1)
@@ -155,14 +156,14 @@ def every_fault(
             home = folder/f"{kind}-{k}"
             prepare(home)
             before = inodes(home/durable)
-            ended = in_child(lambda home=home: operate(home), kind, k)
+            ended = in_child(partial(operate, home), kind, k)
             if not ended.fired: break
             done[kind] += 1
             if kind in (POWER, NAMES):
                 cut_power(home, ended, before, kind)
             believe(home, ended)
             if kind in (POWER, NAMES): prepare(home)
-            again = in_child(lambda home=home: operate(home))
+            again = in_child(partial(operate, home))
             assert result(home) == expected, f"{kind} at {k}, {ended.at}: {again}"
             if ended.at == END: break
     return done
@@ -207,7 +208,7 @@ def unannounced(folder: Path, operate: Callable[[], Any]) -> list[str]:
 def without_waiting() -> Iterator[None]:
     "Forced writes are announced but not waited for: what a power cut would lose is worked out."
     fsync = os.fsync
-    os.fsync = lambda descriptor: None
+    os.fsync = lambda fd: None
     try: yield
     finally: os.fsync = fsync
 

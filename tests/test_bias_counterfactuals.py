@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
 from ftnb.bias.counterfactuals import (
     APART,
@@ -25,6 +26,7 @@ from ftnb.bias.counterfactuals import (
     test_counterfactuals,
     worst_pairs,
 )
+from ftnb.bias.disparity import difference_ends, share_ends
 from ftnb.bias.identity import (
     Pair,
     find_language,
@@ -38,7 +40,7 @@ from ftnb.bias.identity import (
     which,
 )
 from ftnb.evaluate.bootstrap import share
-from ftnb.evaluate.comparisons import accuracy_difference, sign_flip
+from ftnb.evaluate.comparisons import sign_flip
 from ftnb.foundation.errors import BadInput
 
 EN = load_terms("en")
@@ -259,13 +261,28 @@ def test_numbers_by_hand():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 60), st.integers(0, 2**31))
-def test_excess_is_bonett_and_price(n, seed):
-    a, b = np.random.default_rng(seed).random((2, n)) < .3
-    theirs = accuracy_difference(a, b)  # the normal quantile
-    mean, low, high, p = excess(a * 1., b * 1.)
-    assert mean == pytest.approx(theirs.estimate)
-    assert low <= theirs.low + 1e-12 and high >= theirs.high - 1e-12 and 0 <= p <= 1
+@given(st.integers(2, 60), st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**31))
+def test_excess_is_even_handed(n, k, rate, seed):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.random((n, k)) < rate).mean(1), (rng.random(n) < rate) * 1.
+    mean, low, high, p = excess(a, b)
+    assert mean == pytest.approx((a - b).mean()) and -1 <= low <= mean <= high <= 1
+    assert np.allclose(excess(b, a)[1:3], (-high, -low)) and excess(b, a)[3] == pytest.approx(p)
+    for level in (.5, .95, .999):        # p and intervals tell the same story
+        _, low, high, p = excess(a, b, level)
+        assert (low > 1e-9 or high < -1e-9) <= (p <= 1 - level + 1e-9), (level, low, high, p)
+
+
+@pytest.mark.parametrize("n,e,f,g", [(100, 9, 3, 2), (300, 20, 20, 5), (60, 1, 0, 0)])
+def test_excess_of_single_pairs_is_newcombes(n, e, f, g):
+    "Flips in both, only between, only within: method 10 with these ends of a share."
+    a, b = (np.repeat([1, 1, 0, 0], [g, e, f, n - e - f - g]) * 1.,
+            np.repeat([1, 0, 1, 0], [g, e, f, n - e - f - g]) * 1.)
+    z, p, q = student.ppf(.975, n - 1), a.mean(), b.mean()
+    ends = [share_ends(x, n, z) for x in (p, q)]
+    alike = np.corrcoef(a, b)[0, 1] if 0 < q else 0.
+    low, high = difference_ends(p, ends[0], q, ends[1], alike)
+    assert np.allclose(excess(a, b)[1:3], (low, high), atol=1e-6)
 
 
 def worlds(r, n, k, m, delta, a, b, seed):
@@ -276,12 +293,15 @@ def worlds(r, n, k, m, delta, a, b, seed):
     return between.mean(-1), within.mean(-1), (1 - a / (a + b)) * delta
 
 
-@pytest.mark.parametrize("n,k,m,delta", [(100, 1, 1, .05), (300, 7, 1, 0.), (300, 7, 3, .2),
-                                         (300, 28, 1, .05), (100, 2, 1, .2)])
-def test_the_interval_covers(n, k, m, delta):
-    between, within, truth = worlds(4000, n, k, m, delta, 1, 4, n + k)
+@pytest.mark.parametrize("n,k,m,delta,a,b", [
+    (100, 1, 1, .05, 1, 4), (300, 7, 1, 0., 1, 4), (300, 7, 3, .2, 1, 4), (100, 2, 1, .2, 1, 4),
+    (150, 28, 1, .1, .5, 10), (400, 4, 1, 0., .2, 6), (200, 28, 1, 0., .3, 5)])
+def test_the_interval_covers(n, k, m, delta, a, b):
+    "Where six texts or more are expected to flip without an effect; 4,000 worlds: ± 0.7 points."
+    assert n * a / (a + b) > 6
+    between, within, truth = worlds(4000, n, k, m, delta, a, b, n + k)
     _, low, high, _ = excess(between, within)
-    assert .935 <= ((low <= truth) & (truth <= high)).mean() <= .975
+    assert .93 <= ((low <= truth) & (truth <= high)).mean() <= .97
 
 
 @pytest.mark.parametrize("n,k,m,a,b", [(30, 28, 1, .3, 5), (100, 7, 1, 1, 4), (30, 1, 1, 1, 4)])

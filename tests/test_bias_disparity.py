@@ -154,6 +154,23 @@ def test_whoever_is_better_off_leaves_the_others_worse_off():
     assert front["group"] == "all but g0" and front["gap"].low > 0  # type: ignore
 
 
+def test_the_worst_gap_is_surely_the_largest_and_no_selection_rate():
+    codes = np.arange(4000) % 2
+    small = (np.arange(4000) // 2) % 100 < np.where(codes == 0, 80, 88)
+    large = (np.arange(4000) // 2) % 100 < np.where(codes == 0, 60, 90)
+    rate = d.Score("selection rate", (codes == 0) * 1., codes >= 0, "better",
+                   expected=(codes == 0) * 1.)
+    found = d.disparities([by(codes)], [rate, score(small, "small"), score(large, "large")])
+    assert {f.verdict for f in found} == {d.FOUND} and [f.beside for f in found] == [1, 0, 0]
+    front = d.worst(found)
+    assert front and front["score"] == "large" and front["gap"].low > .2
+    assert d.worst(found[:1])["score"] == "selection rate"  # type: ignore[index]
+    g = found[0][found[0].worst]
+    assert (g.value.estimate, g.rest) == (g.expected, g.expected_rest)
+    assert "If every answer were right, it would be" in found[0].sentence
+    assert "(labels " in d.disparity_table(found)._repr_mimebundle_()["text/html"]
+
+
 def test_same_seed_same_answer(tmp_path):
     rng = np.random.default_rng(0)
     codes, x = rng.integers(0, 4, 600), rng.exponential(size=600)

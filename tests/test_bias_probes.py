@@ -28,7 +28,9 @@ from ftnb.bias.probes import (
     whole,
     winobias,
 )
+from ftnb.bias.summaries import meanings, probe_scores, probed
 from ftnb.evaluate.comparisons import sign_flip
+from ftnb.evaluate.predict import Classifier, Rows
 from ftnb.foundation.errors import BadInput
 
 TEXTS = ["The nurse said that he was late.", "A short one", "", "Ärger über 👩‍⚕️ und 他",
@@ -253,3 +255,45 @@ def test_names_anywhere():
     assert named("the old Sikh and the Jewish man", load_terms(), "religion") == ["Jewish", "Sikh"]
     assert whole(["ab"]) == [[(0, 2)]]
     assert Measure("x", "all", 1, None, None).verdict == ""  # type: ignore[arg-type]
+
+
+def test_what_a_probes_labels_mean():
+    ours = ["hatespeech", "normal", "offensive"]
+    meant = meanings(["hateful -> hatespeech", "other -> normal | offensive"], ours)
+    assert meant["other"] == ["normal", "offensive"] and meant["normal"] == ["normal"]
+    assert meanings(["x -> a|b"], ["a|b"])["x"] == ["a|b"]
+    with pytest.raises(BadInput, match="no label 'ofensive' .did you mean 'offensive'"):
+        meanings(["other -> normal | ofensive"], ours)
+
+
+def test_answers_of_several_labels_are_right():
+    rows = Rows(list("abc"), ["x"] * 3, np.array([0, 1, 1]), ["hateful", "other"])
+    said = np.array([[.5, .3, .2], [.4, .35, .25], [.1, .2, .7]])   # the second: most for ours 0
+    scores = probe_scores(rows, said, ["hate", "normal", "rude"],
+                          {"hateful": ["hate"], "other": ["normal", "rude"]})
+    assert [s.name for s in scores] == ["accuracy", "accuracy on hateful", "accuracy on other",
+                                        "log loss"]
+    assert scores[0].values.tolist() == [1, 0, 1]       # as it answers, not as labels add up
+    assert np.allclose(scores[-1].values, -np.log([.5, .6, .9]))
+    assert scores[1].among.tolist() == [True, False, False]
+
+
+def test_hatecheck_and_templates_whole(public_data):
+    class Fixed(Classifier):
+        "Calls whatever names women, or gay people, hateful."
+        def __call__(self, texts, label=""):
+            yes = np.array([bool({"women", "gay"} & set(t.lower().split())) for t in texts]) * .8
+            return np.column_stack([.1 + yes, .9 - yes])
+
+    model = Fixed("example", None, None, ["bad", "ok"], [0, 1])
+    check = probed(model, str(public_data/"hatecheck_en"/"test_suite_cases.csv"),
+                   ["test_case", "label_gold", "target_ident"],
+                   ["hateful -> bad", "non-hateful -> ok"], together="templ_id")
+    assert check.rows == 3728 and check.verdict == "disparity found"
+    false_alarms = next(d for d in check.found if d.score == "accuracy on non-hateful")
+    assert false_alarms.worst in ("women", "gay people")
+    file = str(public_data/"identity_templates_en"/"en_sentence_templates.csv.gz")
+    found = probed(model, file, ["phrase", "toxicity"], ["toxic -> bad", "nontoxic -> ok"])
+    by = {(d.grouping, d.score): d for d in found.found}
+    assert by["sexual orientation", "accuracy on nontoxic"].worst == "gay"
+    assert found.rows == 76_564 and "gender" in {d.grouping for d in found.found}

@@ -15,6 +15,7 @@ from ftnb.evaluate.predict import Classifier
 from ftnb.explain import attributions as by
 from ftnb.explain.planted import planted_classifier, planted_texts
 from ftnb.explain.shapley import kernel_shap, partition_shap, rank_agreement, seeded
+from ftnb.explain.summaries import convergence
 from ftnb.explain.words import all_words, blank, clings, words
 from ftnb.foundation.errors import BadInput
 from ftnb.train.encoders import local_encoder
@@ -205,8 +206,8 @@ def test_odd_texts(planted):
                   by.corrected(planted, by.integrated_gradients(planted, odd))):
         assert [len(a.values) for a in found][:5] == [0, 0, 1, 2, 2]
         assert all(np.isfinite(a.values).all() and len(a.values) == len(a.spans) for a in found)
-    assert by.convergence(by.integrated_gradients(planted, odd))["cut"] == 1
-    assert by.convergence(by.integrated_gradients(planted, odd))["without_words"] == 2
+    complete = convergence(by.integrated_gradients(planted, odd))
+    assert (complete.cut, complete.empty) == (1, 2)
     assert by.integrated_gradients(planted, []) == [] == by.leave_one_out(planted, [])
 
 

@@ -87,8 +87,14 @@ def test_odd_input(planted):
     with pytest.raises(BadInput, match="doesn't know the label"):
         f.faithfulness(planted, [replace(found[2], label="?")])
     with pytest.raises(BadInput, match="different texts"): f.compare_faithfulness(made, none)
-    with pytest.raises(BadInput, match="2 marks for 4 tokens"):
+    with pytest.raises(BadInput, match="1 of 1 texts have other numbers of marks"):
         f.rationale_agreement([found[2]], [[[0, 1]]])
+    three, fit = [found[2]] * 3, [[0, 1, 0, 0]] * 2
+    left = f.rationale_agreement(three, [fit, fit, [[0, 1], [1, 0, 0, 0]]])   # ragged, too
+    assert (left.texts, left.unmatched) == (2, 1) and "2 texts" in left.sentence
+    wrong = [replace(found[2], truth="something else"), *three[1:]]
+    assert f.rationale_agreement(wrong, [fit, fit, []]).to_dict() | {"auprc": 0, "f1": 0} == {
+        "auprc": 0, "f1": 0, "texts": 1, "skipped": 1, "unmatched": 0, "elsewise": 1}
     with pytest.raises(BadInput, match="isn't in the text"): f.token_spans("a b", ["c"])
 
 

@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ftnb.foundation.files import read_json, sha256
+from ftnb.foundation.files import read_json
 from ftnb.foundation.parameters import holds_numbers, limits, read_parameters
 from ftnb.foundation.settings import settings
-from ftnb.study.plan import (
-    ORDER,
-    code_hashes,
-    fingerprint,
-    plain,
-    read_study,
-    read_yaml,
-    study_schema,
-)
-from ftnb.study.runner import Version
+from ftnb.study.hashing import Hashes
+from ftnb.study.plan import ORDER, plain, read_study, read_yaml, study_schema
+from ftnb.study.usage import differences, report_made, stages_made
+from ftnb.study.versions import changed_files, open_version
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["foundation", "data", "places", "train", "evaluate", "bias", "explain", "release",
@@ -145,9 +139,8 @@ def test_nothing_names_a_machine_or_holds_a_secret():
 
 def test_committed_versions_are_whole():
     for file in (ROOT/"reports").glob("*/*/version.json"):
-        facts = read_json(file)
-        assert {n: sha256(file.parent/n) for n in facts["files"]} == facts["files"], file.parent
-        version = Version(file.parent, facts["study"], int(file.parent.name), facts["fingerprint"])
+        version = open_version(file.parent)
+        assert changed_files(version) == {}, version.name
         assert version.page.stat().st_size < 8_000_000
         assert version.decision in ("ship", "don't ship", "–")
 
@@ -156,10 +149,12 @@ def test_committed_versions_are_whole():
 def test_the_committed_quickstart_is_of_this_code():
     "`make report` on this checkout would find the report that is committed."
     versions = [p for p in (ROOT/"reports"/"quickstart").iterdir() if p.name.isdigit()]
-    committed = read_json(max(versions, key=lambda p: int(p.name))/"version.json")
-    plan = read_study(ROOT/"params"/"quickstart.yaml")
-    assert committed["code"] == code_hashes(plan, settings()), "run `make report` and commit"
-    assert committed["fingerprint"] == fingerprint(plan, settings())
+    committed = open_version(max(versions, key=lambda p: int(p.name)))
+    plan, hashes = read_study(ROOT/"params"/"quickstart.yaml"), Hashes(None)
+    for stage, made in stages_made(plan, settings(), hashes).items():
+        changed = differences(committed.facts["stages"][stage]["made"], made)
+        assert not changed, f"run `make report` and commit: {changed}"
+    assert committed.facts["report"] == report_made(settings(), hashes)
 
 
 def test_the_readme_names_what_there_is():

@@ -15,7 +15,8 @@ from ftnb.data.requesters import asked_again
 from ftnb.evaluate.predict import load_classifier, read_rows
 from ftnb.foundation.files import read_json
 from ftnb.study.plan import read_study
-from ftnb.study.runner import kept_files, run_study
+from ftnb.study.runner import run_study
+from ftnb.study.versions import kept_files
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["prepare.test_share=0.6", "train.epochs=3", "evaluate.baselines=[]",

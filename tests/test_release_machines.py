@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from report_examples import CLASSES, HOSTILE, evaluation
 
 from ftnb.foundation.errors import BadInput
-from ftnb.foundation.files import write_json, write_text
+from ftnb.foundation.files import read_json, write_json, write_text
 from ftnb.foundation.intervals import Interval
 from ftnb.foundation.records import Workbench
 from ftnb.release import crosswalk as crossing
@@ -25,7 +25,7 @@ from ftnb.release.sagemaker_card import (
     for_model_package,
     sagemaker_card,
 )
-from ftnb.study.runner import collect
+from ftnb.study.assembly import write_cards
 
 
 def interval(low, estimate, high):
@@ -363,8 +363,9 @@ def test_the_report_keeps_the_cards_for_machines(tmp_path):
         ("decision", "decision.json", "ftnb/decision/1"),
     ]:
         bench.hand_on(name, path, kind)
-    run = SimpleNamespace(plan=SimpleNamespace(stages=("release",)), workbench=tmp_path)
-    collect(run, tmp_path / "version")  # type: ignore[arg-type]
+    receipt = SimpleNamespace(outputs=read_json(bench.folder/"record.json")["outputs"])
+    parts = SimpleNamespace(receipts={"release": receipt}, workbench=tmp_path)
+    write_cards(parts, tmp_path/"version")  # type: ignore[arg-type]
     kept = sorted(p.name for p in (tmp_path / "version/cards").iterdir())
     assert kept == ["bom.cdx.json", "crosswalk.md", "sagemaker_model_card.json"]
     assert {f.name for f in fields(Findings)} >= {"bias", "explanation", "packages"}

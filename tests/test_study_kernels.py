@@ -1,5 +1,4 @@
 "A kernel that is a copy is a kernel like another; and where a copy isn't safe there is none."
-import hashlib
 import json
 import os
 import re
@@ -42,7 +41,11 @@ HEAVY = {
     "SVG": "import io\nplt.rcParams['svg.hashsalt'] = 'x'\nout = io.StringIO()\n"
     "fig.savefig(out, format='svg', metadata={'Date': None})\n"
     "hashlib.sha256(out.getvalue().encode()).hexdigest()",
-    "the inline back end": "%matplotlib inline\nimport matplotlib\nmatplotlib.get_backend()"}
+    "the inline back end": "%matplotlib inline\nimport matplotlib\nmatplotlib.get_backend()",
+    "its environment": "import hashlib\n"
+    "hashlib.sha256(repr(sorted((k, v) for k, v in os.environ.items() "
+    "if k not in ('FTNB_READS', "
+    "'FTNB_UNREAD'))).encode()).hexdigest()"}
 LIGHT = {
     "order of streams": "import sys\nfor i in range(3):\n    print('out', i, flush=True)\n"
     "    print('err', i, file=sys.stderr, flush=True)",
@@ -84,11 +87,9 @@ LIGHT = {
     "logging": "import logging\nlogging.warning('root')\nlogging.getLogger('a').error('other')",
     "pickling": "import pickle, copy\nclass P:\n    def __init__(self, x): self.x = x\n"
     "(pickle.loads(pickle.dumps(P(3))).x, copy.deepcopy(P(4)).x, P.__module__)",
-    "who it is": "import __main__\nprint(__name__, __main__.__dict__ is globals(), sys.argv[0][-30:]"
-    ", len(sys.argv), os.getcwd() == os.path.abspath(''), repr(sys.path[0]), len(sys.path), "
-    "'__file__' in globals(), __spec__)",
-    "its environment": "import hashlib\nhashlib.sha256(repr(sorted((k, v) for k, v in os.environ.items() "
-    "if k != 'FTNB_READS')).encode()).hexdigest()",
+    "who it is": "import __main__\nprint(__name__, __main__.__dict__ is globals(), "
+    "sys.argv[0][-30:], len(sys.argv), os.getcwd() == os.path.abspath(''), repr(sys.path[0]), "
+    "len(sys.path), '__file__' in globals(), __spec__)",
     "hashes": "hash('text'), hash((1, 'a')), sys.flags.hash_randomization, "
     "sys.getrecursionlimit()",
     "signals": "import signal\n[str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, "
@@ -152,3 +153,151 @@ def test_a_copy_is_like_a_new_one(both, kind):
     assert warm == cold
     assert cold or kind in ("captured", "a handler at the end", "the original streams")
     assert both["warm"][kind].execution_count == both["cold"][kind].execution_count
+
+
+def text(file: Path, cell: int) -> str:
+    "What a cell printed."
+    return "".join(o.get("text", "") for o in nbformat.read(file, 4).cells[cell].outputs)
+
+
+def one(kernels, folder: Path, *cells: str, **how):
+    return execute(notebook(folder, list(cells)), folder/"out.ipynb", {}, kernels=kernels, **how)
+
+
+def test_every_message_of_a_fast_cell_is_there(both):
+    for engine in ("cold", "warm"):
+        shown = [o["data"]["text/plain"] for o in both[engine]["many outputs"].outputs]
+        assert shown == [str(i) for i in range(3000)]
+
+
+def test_copies_share_nothing(tmp_path):
+    "Neither names nor modules' state nor unseeded chance pass from one stage to the next."
+    draw = ("import numpy as np, random, torch, secrets, uuid\nprint('left' in globals(), "
+            "hasattr(np, 'left'), 'inherited' in __import__('os').environ)\n"
+            "print(np.random.rand(), "
+            "random.random(), torch.rand(1).item(), secrets.token_hex(4), uuid.uuid4())\n"
+            "left = np.left = 1\n__import__('os').environ['inherited'] = 'x'")
+    said = []
+    with Kernels(["numpy", "torch"]) as kernels:
+        for n in range(2):
+            assert one(kernels, tmp_path/str(n), draw).engine == "warm"
+            said.append(text(tmp_path/str(n)/"out.ipynb", 0).splitlines())
+    assert said[0][0] == said[1][0] == "False False False"
+    assert not set(said[0][1].split()) & set(said[1][1].split())
+
+
+def package(folder: Path, name: str, code: str) -> dict[str, str]:
+    "A module that can be imported, and the environment that finds it."
+    folder.mkdir(exist_ok=True)
+    (folder/f"{name}.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_a_zygote_with_threads_isnt_copied(tmp_path):
+    env = package(tmp_path/"lib", "threaded", "import threading, time\n"
+                  "threading.Thread(target=time.sleep, args=(90,), daemon=True).start()\n")
+    with Kernels(["threaded"], env) as kernels:
+        done = one(kernels, tmp_path/"s", "print(1)", environment=env)
+    assert (done.engine, done.why) == ("cold", "imports left 1 threads running")
+
+
+def test_modules_of_the_repository_are_never_copied(tmp_path):
+    env = package(tmp_path/"lib", "ours", "x = 1\n")
+    with Kernels(["json", "ours"], env, never=[tmp_path/"lib"]) as kernels:
+        done = one(kernels, tmp_path/"s", "print(1)", environment=env)
+    assert (done.engine, done.why) == ("cold", "ours is the repository's own")
+
+
+def test_a_module_that_cant_be_imported_beforehand_is_the_stages_own_affair(tmp_path):
+    env = package(tmp_path/"lib", "broken", "raise RuntimeError('not today')\n")
+    with Kernels(["no_such_module", "broken", "json"], env) as kernels:
+        done = one(kernels, tmp_path/"s", "import broken", environment=env)
+    assert done.engine == "warm"
+    error = nbformat.read(tmp_path/"s"/"out.ipynb", 4).cells[0].outputs[0]
+    assert error.ename == "RuntimeError"
+
+
+def test_what_makes_a_copy_unlike_makes_it_cold(tmp_path):
+    with Kernels(["numpy"], {"OMP_NUM_THREADS": "1"}) as kernels:
+        same = one(kernels, tmp_path/"a", "print(1)", environment={"FTNB_X": "1"})
+        assert same.engine == "warm" and same.why == ""
+        other = one(kernels, tmp_path/"b", "import os\nprint(os.environ['OMP_NUM_THREADS'])",
+                    environment={"OMP_NUM_THREADS": "2"})
+        assert (other.engine, other.why) == (
+            "cold", "OMP_NUM_THREADS differs from what the others have")
+        assert text(tmp_path/"b"/"out.ipynb", 0) == "2\n"
+        (tmp_path/"c").mkdir()
+        (tmp_path/"c"/"numpy.py").write_text("mine = True\n")
+        beside = one(kernels, tmp_path/"c", "import numpy\nprint(numpy.mine)")
+        assert (beside.engine, beside.why) == ("cold", "numpy.py lies beside the notebook")
+        assert text(tmp_path/"c"/"out.ipynb", 0) == "True\n"
+
+
+def test_after_the_zygote_died_kernels_are_cold(tmp_path):
+    with Kernels(["json"]) as kernels:
+        assert one(kernels, tmp_path/"a", "print(1)").engine == "warm"
+        from ftnb.study.guard import below, processes
+        zygote, = below({kernels.guard.pid}, processes())
+        os.kill(zygote, signal.SIGKILL)
+        kernels.ready.clear()
+        assert kernels.ready.wait(10)
+        done = one(kernels, tmp_path/"b", "print(1)")
+    assert (done.engine, done.why) == ("cold", "the process to copy is gone")
+
+
+def test_a_zygote_that_dies_under_a_stage_doesnt_take_it_along(tmp_path):
+    with Kernels(["json"]) as kernels:
+        done = one(kernels, tmp_path, "import os, signal, time\nfrom pathlib import Path\n"
+                   "guard = os.getppid()\nothers = [int(p) for p in Path(f'/proc/{guard}/task/"
+                   "{guard}/children').read_text().split() if int(p) != os.getpid()]\n"
+                   "os.kill(others[0], signal.SIGKILL)\ntime.sleep(.5)\nprint(len(others))")
+    assert done.engine == "warm" and text(tmp_path/"out.ipynb", 0) == "1\n"
+
+
+HANGS = "import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(90))\n"
+SILENT = ("import ipykernel.kernelapp, time\n"
+          "ipykernel.kernelapp.IPKernelApp.initialize = lambda *a: time.sleep(90)\n")
+
+
+@pytest.mark.parametrize("code", [HANGS, SILENT], ids=["the copy hangs", "its kernel is silent"])
+def test_a_copy_that_doesnt_answer_is_replaced(tmp_path, monkeypatch, code):
+    from ftnb.study import kernels as module
+    from ftnb.study.engine import Talk
+    monkeypatch.setattr(module, "PATIENCE", 3)
+    monkeypatch.setattr(Talk, "warm", 3.0)
+    env = package(tmp_path/"lib", "hangs", code)
+    with Kernels(["hangs"], env) as kernels:
+        assert kernels.ready.wait(60)
+        begun = time.monotonic()
+        done = one(kernels, tmp_path/"s", "print(1)", environment=env)
+        assert time.monotonic() - begun < 40
+    assert done.engine == "cold" and re.search("no copy in 3 s|didn't answer", done.why)
+    assert text(tmp_path/"s"/"out.ipynb", 0) == "1\n"
+
+
+def test_a_stage_waits_for_what_it_needs_only(tmp_path):
+    slow = package(tmp_path/"lib", "slow", "import time\ntime.sleep(6)\n")
+    with Kernels(["json", "numpy", "slow"], slow) as kernels:
+        early = one(kernels, tmp_path/"a", "import sys\nprint('slow' in sys.modules)",
+                    environment=slow, needs=["numpy"])
+        late = one(kernels, tmp_path/"b", "import sys\nprint('slow' in sys.modules)",
+                   environment=slow)
+    assert (early.engine, late.engine) == ("warm", "warm")
+    assert text(tmp_path/"b"/"out.ipynb", 0) == "True\n"
+
+
+def test_nothing_of_a_run_is_left_behind(tmp_path):
+    with Kernels(["json"]) as kernels:
+        one(kernels, tmp_path, "print(1)")
+        folder, guard = kernels.folder, kernels.guard
+        assert len(str(folder)) < 60 and folder.stat().st_mode & 0o77 == 0
+    assert not folder.exists() and guard.poll() is not None
+
+
+def test_what_stages_import():
+    code = ["import torch.nn as nn, os.path\ntry: import yaml\nexcept ImportError: pass",
+            "def f():\n    from datasets import load_dataset, Dataset\nfrom . import x",
+            "from ftnb.train import batches\nfrom numpy import *\nimport torch.nn"]
+    assert imported(code) == ["torch.nn", "yaml", "datasets.load_dataset", "datasets.Dataset",
+                              "numpy"]
+    assert imported(["import mine, theirs"], ours=["mine"]) == ["theirs"]

@@ -1,4 +1,5 @@
 "What the store promises, under faults, tampering, full disks and eight processes at once."
+import errno
 import json
 import os
 import random
@@ -143,7 +144,7 @@ def test_running_and_collecting_survive_every_fault(tmp_path, sample):
         for n in range(1):
             stage(home, f"unneeded {n}")
             keep(home, key=f"{n + 1}" * 64)
-        write_version(home, find(home, key="0" * 64))
+        write_version(home, open_store(home).receipts("train", "0" * 64)[0])
     def work(home):
         store = open_store(home)
         with store.run("toy"): find(home, store, "0" * 64)
@@ -196,9 +197,8 @@ def write_version(home: Path, receipt: Receipt) -> None:
 def test_repairing_survives_every_fault(tmp_path, sample):
     def before(home):
         earlier(home)
-        keep(home)
         store = open_store(home)
-        damage(store.place(find(home).files["job/model/a.txt"]["sha256"]))
+        damage(store.place(keep(home).files["job/model/a.txt"]["sha256"]))
         file = next((store.root/"receipts"/"train"/("0" * 64)).glob("*.json"))
         file.write_text(file.read_text()[:-20])
     def mend(home): open_store(home).repair()
@@ -392,7 +392,6 @@ def test_restoring_what_is_right_writes_nothing(tmp_path):
 
 
 def test_without_hard_links_there_are_copies(tmp_path):
-    import errno
     def no_links(operation, path):
         if operation == "link": raise OSError(errno.EPERM, "Operation not permitted")
     folder, store = stage(tmp_path), open_store(tmp_path)
@@ -479,7 +478,6 @@ def test_a_file_size_limit_says_so(tmp_path):
     import resource
     stage(tmp_path, "z" * 50_000)
     def no_links(operation, path):
-        import errno
         if operation == "link": raise OSError(errno.EXDEV, "Invalid cross-device link")
     def act():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -490,6 +488,25 @@ def test_a_file_size_limit_says_so(tmp_path):
     faults.in_child(act)
     believed(tmp_path)
     assert keep(tmp_path)
+
+
+@pytest.mark.parametrize("name,fix", [
+    ("ENOSPC", "free some space"), ("EDQUOT", "your share of the disk"), ("EFBIG", "ulimit"),
+    ("EROFS", "another folder"), ("EIO", "check it"), ("EACCES", "writable")])
+@pytest.mark.parametrize("at", ["mkdir", "create", "write", "fsync", "rename", "link"])
+def test_a_disk_that_says_no_is_named_with_what_to_do(tmp_path, name, fix, at):
+    "Whatever a disk answers, wherever: an error to act on, and everything as it was."
+    stage(tmp_path)
+    keep(tmp_path, key="1" * 64)
+    stage(tmp_path, "other weights")
+    number = getattr(errno, name)
+    def says_no(operation, path):
+        if operation == at and ".ftnb" in path.parts: raise OSError(number, os.strerror(number))
+    before = tree(tmp_path/"bench")
+    with effects.watch(says_no), pytest.raises(BadInput) as e: keep(tmp_path)
+    assert fix in e.value.fix and e.value.where and tree(tmp_path/"bench") == before
+    assert find(tmp_path) is None and find(tmp_path, key="1" * 64)
+    assert not list(tmp_path.rglob("*.part")) and keep(tmp_path) == find(tmp_path)
 
 
 def test_room_is_looked_at_before_copies_are_made(tmp_path):
@@ -536,8 +553,25 @@ def test_a_forked_child_does_not_keep_a_lock(tmp_path):
     assert time.monotonic() - started < 5
 
 
+def test_a_collection_waits_for_who_takes_in_and_says_so(tmp_path):
+    def hold():
+        with open_store(tmp_path).working():
+            (tmp_path/"ready").touch()
+            time.sleep(60)
+    pid = child(hold)
+    while not (tmp_path/"ready").exists(): time.sleep(.01)
+    def told(message):
+        waited.append(message)
+        os.kill(pid, signal.SIGKILL)
+    waited: list[str] = []
+    open_store(tmp_path, told).garbage(tmp_path/"reports")
+    os.waitpid(pid, 0)
+    assert waited == ["waiting for the store: others take in or hand out"]
+
+
 def test_a_holder_on_another_machine_is_named(tmp_path):
-    lock, waited = tmp_path/".ftnb"/"locks"/"train.lock", []
+    lock = tmp_path/".ftnb"/"locks"/"train.lock"
+    waited: list[str] = []
     write_json(lock, {"pid": 1, "host": "far away", "since": "2026-01-01 00:00:00", "what": "run"})
     with open_store(tmp_path).lock("train", waited.append): pass
     assert "far away" in waited[0] and "between machines" in waited[0] and holder(lock) == {}
@@ -636,7 +670,8 @@ def test_eight_processes_at_once_and_some_are_killed(tmp_path, rounds, kills):
                 log.write_text(traceback.format_exc())
                 os._exit(1)
         return child(work)
-    rng, running, n, killed = random.Random(7), {}, 0, 0
+    rng, n, killed = random.Random(7), 0, 0
+    running: dict[int, int] = {}
     deadline = time.monotonic() + 300
     while (killed < kills or running) and time.monotonic() < deadline:
         while len(running) < 8 and killed < kills:

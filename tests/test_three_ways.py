@@ -17,7 +17,7 @@ import pytest
 from ftnb.foundation.files import read_json
 from ftnb.foundation.settings import settings
 from ftnb.study.plan import ORDER, plain, read_study, read_yaml
-from ftnb.study.runner import run_study, study_versions
+from ftnb.study.runner import perform
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT/"params"/"smoke.yaml"
@@ -35,29 +35,25 @@ def section(stage: str) -> dict:
 
 @pytest.fixture(scope="module")
 def by_runner(tmp_path_factory):
-    "The smoke study, run by the runner on a site of its own; run twice, the second time forced."
+    "The smoke study, run by the runner on a site of its own; its version."
     folder = tmp_path_factory.mktemp("runner")
     names = {n: str(folder/n.lower()) for n in ("REPORTS", "DATA_CARDS", "STORE", "WORKBENCH")}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in names.items(): patch.setenv(f"FTNB_{name}", value)
         patch.setenv("FTNB_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         site = settings()
-        first, new = run_study(read_study(SMOKE, site=site), site=site)
-        assert new
-        assert run_study(read_study(SMOKE, site=site), site=site) == (first, False)
-        second, new = run_study(read_study(SMOKE, site=site), force=True, site=site)
-        assert new and second.number == first.number + 1
-        assert len(study_versions("smoke", site)) == 2
-    return first, second
+        first = perform(read_study(SMOKE, site=site), site=site)
+        assert first.new and first.executed == ORDER
+        again = perform(read_study(SMOKE, site=site), site=site)
+        assert (again.version, again.new, again.executed) == (first.version, False, ())
+        cold = perform(read_study(SMOKE, site=site), force=True, site=site, cold=True)
+    return first.version, cold
 
 
-def test_two_forced_runs_are_the_same_bytes(by_runner):
-    first, second = by_runner
-    for name in ("metrics.json", "index.html", "front.json", "parameters.json"):
-        assert (first.folder/name).read_bytes() == (second.folder/name).read_bytes(), name
-    for notebook in (first.folder/"notebooks").iterdir():
-        again = second.folder/"notebooks"/notebook.name
-        assert notebook.read_bytes() == again.read_bytes(), notebook.name
+def test_forced_and_on_cold_kernels_it_is_the_same_bytes(by_runner):
+    first, cold = by_runner
+    assert cold.executed == ORDER
+    assert (cold.version, cold.new) == (first, False), cold.note
 
 
 def test_a_report_says_nothing_of_the_machine(by_runner):

@@ -182,9 +182,9 @@ def test_answers_show_themselves_everywhere(site):
     for answer in (lineage(hostile, site), uses("<script>", site, "row"),
                    uses("[bold]<b>", site, "base model"), uses("torch", site, "package")):
         assert "<script>" not in answer._repr_html_() and "<b>" not in answer._repr_html_()
-        console = Console(width=60, file=io.StringIO(), force_jupyter=False)
-        console.print(answer)
-        assert "hostile@1" in console.file.getvalue()
+        written = io.StringIO()
+        Console(width=60, file=written, force_jupyter=False).print(answer)
+        assert "hostile@1" in written.getvalue()
         json.dumps(answer.to_dict())
 
 
@@ -286,7 +286,7 @@ def many_versions(site, count: int, different_rows: int) -> None:
                 "inputs": {} if stage == "prepare" else {"prepare.examples": f"{group:064x}"},
                 "outputs": {"out": {"sha256": f"a{own:063x}", "about": {}}},
                 "made": {"packages": packages | {"torch": f"2.{own % 3}"}, "modules": modules,
-                         "contents": {"data.csv": f"d{group:063x}"}}}
+                         "parameters": {"path": "a.csv"}, "contents": {"path": f"d{group:063x}"}}}
         facts = {"schema": "ftnb/version/2", "study": "many", "fingerprint": "",
                  "order": list(stages), "stages": stages,
                  "files": {"rows.txt": f"{group:064x}", "index.html": f"{number:064x}"}}
@@ -321,8 +321,8 @@ def studies(draw):
                                     strategies.just("d" * 64), max_size=2)
     stages = []
     for n, name in enumerate(names):
-        earlier = strategies.sampled_from(names[:n]) if n else strategies.nothing()
-        before = sorted(draw(strategies.sets(earlier, max_size=3)))
+        earlier = strategies.sampled_from(names[:n] or names)
+        before = sorted(draw(strategies.sets(earlier, max_size=3 if n else 0)))
         kind = draw(strategies.sampled_from(["toy/model/1", "toy/rows/1"]))
         output = {"path": "x", "kind": kind, "sha256": f"{n:064x}", "bytes": 1,
                   "about": draw(strategies.sampled_from([{}, {"base": "m"}]))}
@@ -361,9 +361,9 @@ def test_a_picture_is_well_formed_described_and_inside_its_frame(stages):
     assert seen.svg == provenance_picture(list(stages), "f" * 64, "toy@1").svg
     svg = ElementTree.fromstring(seen.svg)
     assert svg.get("role") == "img" and svg.get("aria-label") == seen.alt
-    _, _, width, height = map(float, svg.get("viewBox").split())
+    _, _, width, height = map(float, svg.attrib["viewBox"].split())
     for box in svg.iter("{http://www.w3.org/2000/svg}rect"):
-        x, y, w = float(box.get("x")), float(box.get("y")), float(box.get("width"))
+        x, y, w = (float(box.attrib[name]) for name in ("x", "y", "width"))
         assert 0 <= x and x + w <= width and 0 <= y and y + HEIGHT <= height
     for stage in stages: assert stage.name in seen.alt
     words = ["".join(t.itertext()) for t in svg.iter("{http://www.w3.org/2000/svg}text")]

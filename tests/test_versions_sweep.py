@@ -1,9 +1,9 @@
 "Sweeps: checked at once, gone on with, one report, and statistics that keep what they promise."
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,22 +207,31 @@ def test_two_hundred_members_and_nothing_to_do(site):
     assert len(sweep.facts["members"]) == 200 and sweep.page.stat().st_size < 1_000_000
     code = (f"from ftnb.versions.sweep import Request, run_sweep\n"
             f"s = run_sweep(Request({study(site)!r}, {request!r}))\nprint(s.name, s.new)")
+    spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     seconds = []
-    for _ in range(3):
-        began = time.monotonic()
+    for _ in range(2):
+        began = spent()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                               env={**os.environ, "FTNB_ROOT": str(site.root)})
-        seconds.append(time.monotonic() - began)
+        seconds.append(spent() - began)
         assert done.stdout.split() == ["toy-sweep@1", "False"], done.stderr
-    assert min(seconds) < 2
+    assert min(seconds) < 1      # of processor time: this machine may be busy
 
 
-def test_a_real_sweep_of_the_toy(site):
+def test_stages_that_members_share_run_once(site):
+    "Really: on kernels, with the store; and a member is a version of its own at no further cost."
+    from ftnb.study.runner import perform
     (site.root/TOY).write_text("study: toy\nstages: [prepare, train, evaluate]\n")
     sweep = run_sweep(Request(study(site), ("train.factor=1,0.5",)), site, say=quiet)
     assert sweep.new and sweep.facts["goal"]["name"] == "evaluate.mean"
     assert [s["members"] for s in sweep.facts["settings"]] == [[1], [2]]
-    assert not (site.reports/"toy").exists() or not list((site.reports/"toy").iterdir())
+    assert len(list((site.store/"receipts"/"prepare").glob("*/*.json"))) == 1
+    assert len(list((site.store/"receipts"/"train").glob("*/*.json"))) == 2
+    assert not (site.reports/"toy").exists()
+    assert not list((site.store/"runs").iterdir())
+    made = perform(read_study(study(site), ["train.factor=0.5"], site), site=site)
+    assert made.new and made.executed == ()
+    assert made.version.fingerprint == sweep.facts["members"][1]["fingerprint"]
 
 
 # What is chosen

@@ -25,8 +25,8 @@ PROFILE = "provenance-run-crate"
 class Carried(HTTPAdapter):
     "Answers for the web with the context that rocrate carries, and with nothing else."
 
-    def send(self, request, **options):
-        if request.url != CONTEXT: raise requests.ConnectionError(f"no network: {request.url}")
+    def send(self, request, **options):  # type: ignore[override]
+        if request.url != CONTEXT: raise requests.ConnectionError(f"offline: {request.url}")
         body = BytesIO((files("rocrate")/"data"/"ro-crate.jsonld").read_bytes())
         raw = HTTPResponse(body, {"Content-Type": "application/ld+json"}, 200,
                            preload_content=False, request_url=request.url)

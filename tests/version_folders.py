@@ -48,7 +48,7 @@ def prepared(bench: Path, data: Path, rows: dict[str, list[dict]], modules: dict
                record(bench, "quarantine", "quarantine.jsonl", "ftnb/quarantine/1", 0)]
     made = {"parameters": {"path": data.name, "licence": "cc0-1.0", "drawn": name(rows)},
             "modules": modules, "files": {"ftnb/data/names.json": "7" * 64},
-            "contents": {data.name: sha256(data)}, "packages": {"pandas": "3.1.1"}}
+            "contents": {"path": sha256(data)}, "packages": {"pandas": "3.1.1"}}
     return {"inputs": {}, "outputs": {o["name"]: o for o in outputs}, "reads": {}, "made": made}
 
 
@@ -110,6 +110,7 @@ def publish(version: Version, stages: dict[str, dict], bench: Path) -> None:
         file = write_json(folder/"notebooks"/f"{n:02d}-{stage}.ipynb", {"cells": [], "of": stage})
         receipt = name([facts["inputs"], facts["reads"]])[:16]
         facts |= {"notebook": sha256(file), "receipt": receipt, "key": name(facts["made"])}
+        facts["inputs"]["names"] = name(sorted(facts["inputs"]))   # of what it could have received
     write_text(folder/"study.yaml", f"study: {version.study}\nquestion: Does it run?\n")
     write_text(folder/"index.html", f"<h1>{version.name}</h1>\n")
     write_text(folder/"cards"/"data_card.md", (bench/"prepare"/"card.md").read_text())

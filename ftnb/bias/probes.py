@@ -309,14 +309,24 @@ def _preferences(
 ) -> list[Measure]:
     "Shares of true, of all and by type, against a half; rows that are alike count as a group."
     if not len(first): raise BadInput("no pair can be compared", name, "check the scorer")
-    made = []
+    made, together = [], _together(first, types, alike)
     for group in ["all", *sorted(set(types.tolist()))]:
         at = np.arange(len(first)) if group == "all" else np.flatnonzero(types == group)
-        value, units = share(first[at], alike[at], level), len(set(alike[at].tolist()))
+        value, units = share(first[at], alike[at], level, together), len(set(alike[at].tolist()))
         p = (float(binomtest(int(first[at].sum()), len(at)).pvalue) if units == len(at)
              else sign_flip(first[at] * 2. - 1, alike[at]))
         made.append(Measure(name, group, len(at), value, .5, p))
     return _corrected(made)
+
+
+def _together(first: np.ndarray, types: np.ndarray, alike: np.ndarray) -> float:
+    "Correlation of rows that are alike, from all types; groups count by their rows, not pairs."
+    kind, code = (np.unique(x, return_inverse=True)[1] for x in (types, alike))
+    rest = first - (np.bincount(kind, first) / np.bincount(kind))[kind]
+    sizes, own = np.bincount(code), np.bincount(code, rest**2)
+    many = sizes > 1
+    pairs = ((np.bincount(code, rest)**2 - own)[many] / (sizes[many] - 1)).sum()
+    return float(np.clip(pairs / max(own[many].sum(), 1e-12), 0, 1))
 
 # %% ../../nbs/bias/probes.ipynb #c24
 @dataclass(frozen=True)

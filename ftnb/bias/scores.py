@@ -30,6 +30,7 @@ class Score:
     among: np.ndarray                # (n,) bool: the rows it speaks of
     higher_is: Direction = "better"  # better, worse, neither
     unit: str = ""                   # of a number that isn't a share, such as "nats"
+    expected: np.ndarray | None = None   # (n,) what it would be if every answer were right
 
     def __post_init__(self):
         if self.values.shape != self.among.shape or self.values.ndim != 1:
@@ -85,9 +86,11 @@ def classifier_scores(
 def _selection(p: Predictions, k: int, selected_is: Direction) -> list[Score]:
     "What happens to rows that are, or are taken for, the positive label."
     is_, said = p.rows.truth == k, p.predicted == k
-    return [Score("selection rate", said * 1., np.ones(len(said), bool), selected_is),
+    return [Score("selection rate", said * 1., np.ones(len(said), bool), selected_is,
+                  expected=is_ * 1.),
             Score("true positive rate", said * 1., is_),
-            Score("false positive rate", said * 1., ~is_, "worse"),
+            Score("false positive rate", said * 1., ~is_,
+                  "neither" if selected_is == "better" else "worse"),
             Score("precision", is_ * 1., said)]
 
 

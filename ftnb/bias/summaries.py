@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANY_LABEL', 'People', 'groupings_by_split', 'Clarified', 'clarified', 'requester_pairs', 'calibrated', 'mitigated',
-           'Probed', 'probed', 'overall', 'bias_facts', 'front_numbers']
+           'Probed', 'meanings', 'probe_scores', 'skeleton', 'probed', 'overall', 'bias_facts', 'front_numbers']
 
 # %% ../../nbs/bias/summaries.ipynb #c03
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,15 @@ from ftnb.bias.disparity import (
     worst,
 )
 from .groups import Grouping, sensitive_groupings
-from .identity import Pair
+from .identity import Pair, Terms, load_terms
 from .mitigation import Mitigations, mitigations, see
 from .probes import probe_rows
-from .scores import Score, classifier_scores
+from .scores import Score
 from ..data.requesters import asked_again, same_request
 from ..data.preparation import from_repository
-from ..evaluate.predict import Classifier, Predictions, Rows
-from ..foundation.errors import BadInput
+from ..evaluate.bootstrap import share
+from ..evaluate.predict import Classifier, Rows
+from ..foundation.errors import BadInput, nearest
 from ..foundation.intervals import Interval
 from ..foundation.pictures import table
 from ..foundation.records import plain
@@ -200,7 +201,11 @@ def mitigated(
 ) -> list[Mitigations]:       # one for each grouping that has groups
     "What mitigations of each grouping's gap would gain and cost."
     usable = [i for i, g in enumerate(people["test"]) if g and not g.overlapping]
-    if not which or not usable: return []
+    several = [g.name for g in people["test"] if g and g.overlapping]
+    left = [Mitigations(name, "selection rate" if positive else "accuracy", positive=positive,
+                        unusable="its rows may be in several groups, and weights or thresholds "
+                                 "by group need one") for name in several if which]
+    if not which or not usable: return left
     none = {s: np.full(len(splits[s]), -1) for s in splits}
     seen = {s: see(model, splits[s], none[s]) for s in ("validation", "test") if len(splits[s])}
     made = []
@@ -213,7 +218,7 @@ def mitigated(
         made.append(mitigations(model, part.get("train"), part.get("validation"), part["test"],
                                 groups, g.groups, g.name, positive, which=list(which),  # type: ignore
                                 level=level, seed=seed))
-    return made
+    return made + left
 
 # %% ../../nbs/bias/summaries.ipynb #c23
 @dataclass(frozen=True)
@@ -222,40 +227,102 @@ class Probed:
     rows: int
     found: tuple[Disparity, ...] = ()
     said: tuple[str, ...] = ()
+    right: Interval | None = None    # share answered as labelled
+
+    @property
+    def verdict(self) -> str: return overall(self.found)[0]
+    @property
+    def sentence(self) -> str: return " ".join([*self.said[:1], overall(self.found)[1]])
 
     def to_dict(self) -> dict[str, Any]:
         "The form it has in metrics.json."
-        return {"rows": self.rows, "disparities": [d.to_dict() for d in self.found],
-                "said": list(self.said)}
+        return {"rows": self.rows, "right": self.right and self.right.to_dict(),
+                "disparities": [d.to_dict() for d in self.found], "said": list(self.said)}
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         if self.found: return disparity_table(self.found)._repr_mimebundle_()
         return {"text/plain": " ".join(self.said), "text/markdown": " ".join(self.said)}
 
+# %% ../../nbs/bias/summaries.ipynb #c23b
+def meanings(
+    renamed: Sequence[str],   # "hateful -> hatespeech", "non-hateful -> normal | offensive"
+    ours: Sequence[str],      # the classifier's labels
+) -> dict[str, list[str]]:    # probe's label → which of ours are right
+    "What the labels of a probe mean; ours mean themselves."
+    found = {x: [x] for x in ours}
+    for line in renamed:
+        name, _, said = (x.strip() for x in line.partition("->"))
+        found[name] = [said] if said in ours else [x.strip() for x in said.split("|")]
+        for x in found[name]:
+            if x not in ours:
+                raise BadInput(f"{line!r}: the classifier has no label {x!r}{nearest(x, ours)}",
+                               "probe_labels", f"its labels are {', '.join(ours)}; several that "
+                               "are right are parted by |")
+    return found
 
+# %% ../../nbs/bias/summaries.ipynb #c23d
+def probe_scores(
+    rows: Rows,                      # probes; their labels are the probe's
+    probabilities: np.ndarray,       # (n, ours)
+    ours: Sequence[str],             # the classifier's labels
+    meant: Mapping[str, Sequence[str]],   # probe's label → which of ours are right
+) -> list[Score]:                    # accuracy, of each label that occurs, log loss
+    "How well probes are answered."
+    fits = np.array([[x in meant[name] for x in ours] for name in rows.labels])[rows.truth]
+    right = fits[np.arange(len(rows)), probabilities.argmax(1)] * 1.
+    loss = -np.log(np.maximum((probabilities * fits).sum(1), 1e-12))
+    each = [Score(f"accuracy on {name}", right, rows.truth == k)
+            for k, name in enumerate(rows.labels) if (rows.truth == k).any()]
+    return [Score("accuracy", right, np.ones(len(rows), bool)), *(each if len(each) > 1 else []),
+            Score("log loss", loss, np.ones(len(rows), bool), "worse", "nats")]
+
+
+def skeleton(text: str, terms: Terms) -> str:
+    "A text without the words that name groups: what remains is one template."
+    at = sorted({(f.start, f.end) for axis in terms.axes for f in terms.find(text, axis)})
+    made, end = [], 0
+    for start, stop in at:
+        if start >= end: made.append(text[end:start] + "…"); end = stop
+    return "".join(made) + text[end:]
+
+
+def _answered(right: Interval, scores: Sequence[Score]) -> str:
+    each = "; ".join(f"{s.name.removeprefix('accuracy on ')}: {s.values[s.among].mean():.1%} of "
+                     f"{s.among.sum():,}" for s in scores[1:])
+    many = len(scores[0].values)
+    return (f"{right.estimate:.1%} [{right.low:.1%}, {right.high:.1%}] of {many:,} probes are "
+            "answered as labelled" + (f" ({each})." if each else "."))
+
+# %% ../../nbs/bias/summaries.ipynb #c23c
 def probed(
     model: Classifier,
     path: str,                # a CSV, TSV or JSONL; empty: nothing to probe with
-    columns: Sequence[str],   # its columns of text, label and group
-    renamed: Sequence[str] = (),   # "its label -> ours"
+    columns: Sequence[str],   # its columns of text, label and groups; no group: who is named
+    renamed: Sequence[str] = (),   # "its label -> ours", "its label -> one of ours | another"
     least: int = 30,          # rows that a group needs
     level: float = .95,       # nominal coverage
     tolerance: float = .1,    # difference of shares that matters
     seed: int = 0,            # of shuffles
+    together: str = "",       # column of what belongs together; "": words for groups taken out
+    terms: Terms | None = None,    # words that name groups
 ) -> Probed:
-    "Accuracy on a labelled probe set, by the groups it names."
+    "Accuracy on a labelled probe set, and on those of each label, by the groups it names."
     if not path: return Probed(0, (), ("No probe was named (probes_path).",))
-    if len(columns) != 3:
-        raise BadInput(f"{len(columns)} columns of probes", "probe_columns", "text, label, group")
-    pairs = [line.partition("->") for line in renamed]
-    mapping = {x: x for x in model.labels} | {a.strip(): b.strip() for a, _, b in pairs}
-    rows = probe_rows(from_repository(path), columns[0], columns[1], mapping, columns[2:],
-                      model.labels)
-    said = Predictions("model", rows, model(rows.texts, "probes"))
-    groups = sensitive_groupings(rows.columns, columns[2:], least=least)
-    found = disparities(groups, classifier_scores(said), level, tolerance, seed=seed)
-    right = f"{said.right.mean():.1%} of {len(rows):,} probes answered as labelled."
-    return Probed(len(rows), tuple(found), (right, *(d.sentence for d in found)))
+    if len(columns) < 2:
+        raise BadInput(f"{len(columns)} columns of probes", "probe_columns", "text, label, groups")
+    meant, words = meanings(renamed, model.labels), terms or load_terms()
+    rows = probe_rows(from_repository(path), columns[0], columns[1], {x: x for x in meant},
+                      [*columns[2:], *([together] if together else [])],
+                      terms=None if columns[2:] else words)
+    alike = rows.columns[together] if together else [skeleton(t, words) for t in rows.texts]
+    names = list(columns[2:]) or list(words.axes)
+    groups = sensitive_groupings(rows.columns, names, least=least)
+    groups = groups if columns[2:] else [g for g in groups if g] or groups[:1]
+    scores = probe_scores(rows, model(rows.texts, "probes"), model.labels, meant)
+    found = disparities(groups, scores, level, tolerance, np.array(list(map(str, alike))), seed)
+    right = share(scores[0].values, list(map(str, alike)), level)
+    return Probed(len(rows), tuple(found), (_answered(right, scores[:-1]),
+                                            *(d.sentence for d in found)), right)
 
 # %% ../../nbs/bias/summaries.ipynb #c27
 def overall(
@@ -268,7 +335,7 @@ def overall(
     blind = [d for d in asked if d.verdict == SHORT]
     many = f"{len(asked)} question{'s' * (len(asked) > 1)}"
     if wrong:
-        first = min(wrong, key=lambda d: (d.p_corrected, d.p)).sentence
+        first = min(wrong, key=lambda d: (d.beside, d.p_corrected, d.p)).sentence
         more = f" ({len(wrong)} of {many} show a difference.)" if len(asked) > 1 else ""
         return FOUND, first + more
     if len(blind) == len(asked): return SHORT, blind[0].sentence

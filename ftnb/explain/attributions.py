@@ -6,7 +6,7 @@
 __all__ = ['LONG', 'Attribution', 'log_odds', 'probability_odds', 'embeddings_replaced', 'in_half', 'baseline_vector', 'on_path',
            'attention_for', 'batches_of', 'along_paths', 'integrated_gradients', 'gauss_legendre', 'chosen_columns',
            'gradient_x_input', 'without', 'leave_one_out', 'asked', 'answers', 'word_sets', 'updated', 'corrected',
-           'corrected_gradients', 'convergence', 'with_truth']
+           'with_truth']
 
 # %% ../../nbs/explain/attributions.ipynb #c03
 from collections.abc import Callable, Iterator, Sequence
@@ -450,39 +450,7 @@ def _corrected(a: Attribution, stay: np.ndarray, odds: np.ndarray, n: int) -> At
     return replace(a, values=values, change=change, delta=float(values.sum()) - change,
                    method=f"{a.method}, corrected by {n} answers", steps=a.steps + len(odds))
 
-# %% ../../nbs/explain/attributions.ipynb #c35
-def corrected_gradients(
-    classifier,  # a Classifier
-    texts: Sequence[str],
-    targets: Sequence[str | int] | None = None,  # labels to explain; None: the predicted ones
-    steps: int = 8,  # Gauss–Legendre nodes, not doubled: the answers put right what they miss
-    evaluations: int = 48,  # answers a text
-    batch_tokens: int = 2048,  # pieces a batch
-    label: str = "integrated gradients",  # what the progress bar says
-    seed: int = 0,  # of the sets of words
-) -> list[Attribution]:
-    "Integrated gradients corrected by answers: about as faithful as SHAP, 30 times as fast."
-    found = integrated_gradients(classifier, texts, targets, steps, most_steps=steps,
-                                 batch_tokens=batch_tokens, label=label)
-    return corrected(classifier, found, evaluations, seed=seed)
-
 # %% ../../nbs/explain/attributions.ipynb #c40
-def convergence(found: Sequence[Attribution]) -> dict:
-    "How far the values are from summing to the change, and what was unusual."
-    with_words = [a for a in found if len(a.values)]
-    missing = np.array([a.missing for a in with_words])
-    quantile = lambda q: round(float(np.quantile(missing, q)), 4) if len(missing) else 0.0
-    return {"texts": len(found), "missing_median": quantile(.5), "missing_95": quantile(.95),
-            "missing_most": quantile(1.0),
-            "steps": {str(s): int(n) for s, n in zip(
-                *np.unique([a.steps for a in with_words], return_counts=True), strict=True)},
-            "cut": sum(a.cut for a in found), "without_words": len(found) - len(with_words),
-            "said_without_words": sum(_odds(a.probability) > a.change for a in with_words)}
-
-
-def _odds(p: float) -> float: return float(probability_odds(np.array(p)))
-
-
 def with_truth(
     found: Sequence[Attribution],
     truth: Sequence[str],  # the right label of each text

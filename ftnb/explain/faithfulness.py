@@ -8,6 +8,7 @@ __all__ = ['BINS', 'highest_first', 'removals', 'Faithfulness', 'faithfulness', 
            'rationale_agreement']
 
 # %% ../../nbs/explain/faithfulness.ipynb #c03
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -199,6 +200,13 @@ class Recall:
     texts: int
     skipped: int  # texts without words known to matter
 
+    @property
+    def sentence(self) -> str:
+        "In words."
+        if not self.texts: return "No text holds a word that is known to matter."
+        return (f"In {self.texts:,} texts {self.recall} of the words that are known to matter are "
+                f"among as many highest ones; by chance {self.random.estimate:.3f}.")
+
     def to_dict(self) -> dict:
         "The form it has in metrics.json."
         made = {k: getattr(self, k).to_dict() for k in ("recall", "random", "gain")}
@@ -264,16 +272,29 @@ class Agreement:
     f1: dict[str, Interval]  # token F1 at as many tokens as people marked
     texts: int
     skipped: int  # texts with no marked token, or nothing but marked tokens
+    unmatched: int = 0  # texts with more or fewer marks than tokens
+    elsewise: int = 0  # texts with marks of which the model says another label than people
+
+    @property
+    def sentence(self) -> str:
+        "In words."
+        if not self.texts: return "No text could be compared with people's marks."
+        a, b = self.auprc["ours"], self.auprc["random"]
+        return (f"On {self.texts:,} texts its words rank those that people marked with an AUPRC of "
+                f"{a}; words in random order: {b.estimate:.3f}.")
 
     def to_dict(self) -> dict:
         "The form it has in metrics.json."
         made = {k: {n: i.to_dict() for n, i in getattr(self, k).items()} for k in ("auprc", "f1")}
-        return {**made, "texts": self.texts, "skipped": self.skipped}
+        return {**made, **{k: getattr(self, k)
+                           for k in ("texts", "skipped", "unmatched", "elsewise")}}
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         rows = [{"": name, **{k: str(i) for k, i in found.items()}}
                 for name, found in (("AUPRC", self.auprc), ("token F1", self.f1))]
         said = f"agreement with people: {self.texts} texts; {self.skipped} without a rationale"
+        if self.elsewise: said += f", {self.elsewise} to which the model gives another label"
+        if self.unmatched: said += f", {self.unmatched} whose marks don't fit their words"
         return table(pd.DataFrame(rows), said)._repr_mimebundle_()
 
 
@@ -287,21 +308,32 @@ def rationale_agreement(
 ) -> Agreement:
     "AUPRC and token F1 against the majority's rationale (Mathew et al. 2021; DeYoung et al. 2020)."
     if len(found) != len(rationales): raise BadInput("as many rationales as explanations needed")
-    rows = []
+    rows, left = [], Counter({"skipped": 0, "unmatched": 0, "elsewise": 0})
     for i, (a, marks) in enumerate(zip(found, rationales, strict=True)):
         spans = token_spans(a.text, tokens[i] if tokens is not None else None)
-        marked = majority_rationale(marks)
-        if len(marked) and len(marked) != len(spans):
-            raise BadInput(f"{len(marked)} marks for {len(spans)} tokens", f"text {i + 1}")
-        if not 0 < marked.sum() < len(marked): continue
+        marked, why = _marked(a, marks, len(spans))
+        left[why] += 1
+        if why: continue
         rng = np.random.default_rng([seed, i])
         chance = np.mean([_ranked(rng.random(len(marked)), marked) for _ in range(orders)], 0)
         rows.append((i, *_ranked(token_scores(a, spans), marked), *chance))
+    if 2 * left["unmatched"] > len(found) - left["skipped"]:
+        raise BadInput(f"{left['unmatched']} of {len(found)} texts have other numbers of marks "
+                       "than of tokens", "rationales", "one for each token, parted by spaces")
     x = np.array(rows, float).reshape(-1, 5)
     mine = None if groups is None else np.asarray(groups)[x[:, 0].astype(int)]
     three = lambda ours, random: {"ours": _mean(ours, mine), "random": _mean(random, mine),
                                   "gain": _mean(ours - random, mine)}
-    return Agreement(three(x[:, 1], x[:, 3]), three(x[:, 2], x[:, 4]), len(x), len(found) - len(x))
+    del left[""]
+    return Agreement(three(x[:, 1], x[:, 3]), three(x[:, 2], x[:, 4]), len(x), **left)
+
+
+def _marked(a: Attribution, marks: Sequence[Sequence[int]], tokens: int) -> tuple[np.ndarray, str]:
+    "The majority's tokens, and why they can't be compared; empty: they can."
+    if any(len(x) != tokens for x in marks): return np.zeros(0, bool), "unmatched"
+    marked = majority_rationale(marks)
+    if not 0 < marked.sum() < len(marked): return marked, "skipped"
+    return marked, "elsewise" if a.truth not in ("", a.label) else ""
 
 
 def _ranked(scores: np.ndarray, marked: np.ndarray) -> tuple[float, float]:

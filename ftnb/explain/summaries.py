@@ -21,6 +21,8 @@ from ftnb.explain.attributions import (
     gradient_x_input,
     integrated_gradients,
     leave_one_out,
+    probability_odds,
+    with_truth,
 )
 from .faithfulness import Faithfulness
 from ..foundation.errors import BadInput
@@ -66,6 +68,7 @@ class Convergence:
     cut: int           # texts longer than the model reads
     empty: int         # texts without a word
     corrected_by: int = 0   # answers that then correct them; corrected values leave nothing out
+    blank: int = 0     # texts that get the same label with all words blanked out
 
     @property
     def sentence(self) -> str:
@@ -75,7 +78,10 @@ class Convergence:
                 f"{100 * self.worst:.2g} % at most; {self.beyond} of {self.texts:,} texts leave "
                 f"out more than {100 * self.tolerance:g} %.")
         said += f" {self.cut:,} texts were cut to the model's length." if self.cut else ""
-        return said + (f" {self.empty:,} texts have no word." if self.empty else "")
+        said += f" {self.empty:,} texts have no word." if self.empty else ""
+        return said + (f" {self.blank:,} texts would get their label with every word blanked out, "
+                       "too: what speaks for it there is mostly that nothing speaks against it, "
+                       "which no word shows." if self.blank else "")
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"text/plain": self.sentence, "text/markdown": self.sentence}
@@ -83,13 +89,14 @@ class Convergence:
 
 def convergence(found: Sequence[Attribution], tolerance: float = .05,
                 corrected_by: int = 0) -> Convergence:
-    "How complete attributions are; changes below 0.1 count as 0.1."
+    "How complete attributions in log odds are; changes below 1 count as 1."
     said = [a for a in found if len(a.values)]
-    left = np.array([abs(a.delta) / max(abs(a.change), .1) for a in said])
+    left = np.array([a.missing for a in said])
+    blank = sum(float(probability_odds(np.array(a.probability))) > a.change for a in said)
     return Convergence(
         len(found), round(float(np.median(left)), 6) if len(left) else 0.,
         round(float(left.max(initial=0)), 6), int((left > tolerance).sum()), tolerance,
-        sum(a.cut for a in found), len(found) - len(said), corrected_by)
+        sum(a.cut for a in found), len(found) - len(said), corrected_by, blank)
 
 # %% ../../nbs/explain/summaries.ipynb #c13
 METHODS: dict[str, Callable[..., list[Attribution]]] = {
@@ -107,7 +114,6 @@ def explained(
     seed: int = 0,            # of the sets of words left out for them
 ) -> tuple[list[Attribution], Convergence]:   # and what they left out before any correction
     "The predicted label of each row, attributed to its words; each knows its true label."
-    from dataclasses import replace
     if method not in METHODS: raise BadInput(f"no method {method!r}", "method", ", ".join(METHODS))
     texts = [rows.texts[i] for i in chosen]
     gradients = method == "integrated gradients"
@@ -115,8 +121,7 @@ def explained(
     found = METHODS[method](classifier, texts, **more)
     complete = convergence(found, corrected_by=corrections if gradients else 0)
     if gradients and corrections: found = corrected(classifier, found, corrections, seed=seed)
-    truth = [rows.labels[rows.truth[i]] for i in chosen]
-    return [replace(a, truth=t) for a, t in zip(found, truth, strict=True)], complete
+    return with_truth(found, [rows.labels[rows.truth[i]] for i in chosen]), complete
 
 # %% ../../nbs/explain/summaries.ipynb #c15
 def known_spans(

@@ -306,7 +306,8 @@ def sha256_of_folder(
 
 def files_below(folder: Path | str) -> list[str]:
     "The files in a folder and below: relative names with slashes, sorted; links are followed."
-    found, todo = [], [("", (os.path.realpath(folder),))]
+    found: list[str] = []
+    todo: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     while todo:
         below, above = todo.pop()     # above: the real folders that lead here, against circles
         with os.scandir(os.path.join(folder, below)) as entries:

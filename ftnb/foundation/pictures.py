@@ -98,7 +98,7 @@ class Table:
                 index=self.index, border=0, classes="table", escape=True, na_rep="–",
                 justify="left", float_format=lambda x: f"{x:.3f}")
         numeric = any(pd.api.types.is_numeric_dtype(t) for t in self.frame.dtypes)
-        if numeric: html = re.sub(r"<td>(-?[\d.,]+)</td>", r'<td class="n">\1</td>', html)
+        if numeric: html = re.sub(r"<td>([-−]?\d[\d.,]*)</td>", r'<td class="n">\1</td>', html)
         if self.caption:
             head = f"<caption>{escape(self.caption)}</caption><thead>"
             html = html.replace("<thead>", head, 1)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MADE', 'SPECIFICATION', 'WORKFLOW_CRATE', 'BIOSCHEMAS', 'PROFILES', 'RUN', 'PROV', 'CONTEXT', 'FORMATS', 'PARAMETER',
            'KINDS', 'PYTHON', 'ENGINE', 'DONE', 'NO_DATE', 'NAME', 'WORKFLOW', 'StageFacts', 'stage_facts',
-           'media_type', 'ref', 'Graph', 'merged', 'add_parameters', 'add_port', 'add_data', 'data_licence',
-           'output_id', 'add_outputs', 'add_bases', 'add_modules', 'add_software', 'add_package', 'listed',
-           'add_received', 'add_action', 'derive', 'add_stage', 'add_files', 'add_licence', 'add_workflow', 'add_page',
-           'add_run', 'add_root', 'crate', 'compact', 'write_crate']
+           'named_path', 'media_type', 'ref', 'Graph', 'merged', 'add_parameters', 'add_port', 'add_data',
+           'data_licence', 'output_id', 'add_outputs', 'add_bases', 'add_modules', 'add_software', 'add_package',
+           'listed', 'add_received', 'add_action', 'derive', 'add_stage', 'add_files', 'add_licence', 'add_workflow',
+           'add_page', 'add_run', 'add_root', 'crate', 'compact', 'write_crate']
 
 # %% ../../nbs/study/crate.ipynb #c03
 import hashlib
@@ -29,7 +29,7 @@ class StageFacts:
     name: str
     notebook: str                    # the executed copy, in the version's folder
     key: str                         # what its result follows from, as one hash
-    inputs: dict[str, str]           # "stage.name" of what it received → SHA-256
+    inputs: dict[str, str]           # "stage.name" of each record it received → SHA-256
     outputs: dict[str, dict]         # name → the record of what it handed on
     parameters: dict[str, Any]
     modules: dict[str, str] = field(default_factory=dict)   # of ours → hash of the code
@@ -62,13 +62,26 @@ def stage_facts(
     for number, name in enumerate(facts["order"], 1):
         stage = facts["stages"][name]
         made = {k: stage["made"].get(k, {}) for k in MADE}
+        contents = made["contents"].items()
+        made["contents"] = {named_path(k, made["parameters"]): v for k, v in contents}
+        inputs = {k: v for k, v in stage["inputs"].items() if "." in k}   # records alone
         found.append(StageFacts(
-            name, f"notebooks/{number:02d}-{name}.ipynb", stage["key"], stage["inputs"],
-            stage["outputs"], reads=stage["reads"], python=stage["made"].get("python", ""), **made))
+            name, f"notebooks/{number:02d}-{name}.ipynb", stage["key"], inputs, stage["outputs"],
+            reads=stage["reads"], python=stage["made"].get("python", ""), **made))
     return found
 
 
 MADE = ("parameters", "modules", "files", "contents", "packages")
+
+
+def named_path(
+    name: str,                   # "path", or "paths[0]" for the first of a list
+    parameters: dict[str, Any],  # of the stage
+) -> str:                        # the path; the name where no parameter has it
+    "The file that a parameter names."
+    name, _, place = name.removesuffix("]").partition("[")
+    value = parameters.get(name, name)
+    return str(value[int(place)] if place and isinstance(value, list) else value)
 
 
 def _old_facts(folder: Path, facts: dict[str, Any]) -> Iterator[StageFacts]:
@@ -260,9 +273,8 @@ DONE = "http://schema.org/CompletedActionStatus"
 def add_received(graph: Graph, stage: StageFacts, made: dict[str, str]) -> tuple[list[str], ...]:
     "What a stage received from others; the ids of formal parameters, files, connections."
     ports, files, connections = [], [], []
-    for source, digest in sorted(stage.inputs.items()):
-        file = made.get(source) or graph.add(f"#output/{source}", "File", name=source,
-                                             sha256=digest)
+    for source in sorted(stage.inputs):
+        file = made[source]
         port = add_port(graph, f"#input/{stage.name}/{source}", source, file)
         connections.append(graph.add(
             f"#connection/{source}/{stage.name}", "ParameterConnection",
@@ -361,10 +373,12 @@ def add_workflow(graph: Graph, stages: list[StageFacts], facts: dict[str, Any]) 
 
 def add_page(graph: Graph, stages: list[StageFacts], facts: dict[str, Any]) -> None:
     "ftnb itself, and what it rendered from the stages' notebooks and results."
-    code = facts.get("report") or {"modules": facts.get("code", {})}
-    version = hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
-    graph.add(ENGINE, "SoftwareApplication", name="ftnb", softwareVersion=version,
-              hasPart=add_modules(graph, facts.get("report", {}).get("modules", {})),
+    report = facts.get("report", {})
+    code = json.dumps(report or facts.get("code", {}), sort_keys=True)
+    packages = [add_package(graph, n, v) for n, v in sorted(report.get("packages", {}).items())]
+    graph.add(ENGINE, "SoftwareApplication", name="ftnb", softwareRequirements=listed(packages),
+              softwareVersion=hashlib.sha256(code.encode()).hexdigest(),
+              hasPart=add_modules(graph, report.get("modules", {})),
               description="runs the stages of a study in their order, and renders the page")
     used = [f for f in ("front.json", "metrics.json", *(s.notebook for s in stages))
             if f in graph.entities]

@@ -76,7 +76,7 @@ def told_reads(file: Path, root: Path) -> list[Path]:
         if path.is_file() and path != root/"settings.ini": found.add(path)
     return sorted(found)
 
-# %% ../../nbs/study/execution.ipynb #c10
+# %% ../../nbs/study/execution.ipynb #c12
 def execute(
     notebook: Path,                                 # the stage's notebook
     output: Path,                                   # where the executed one goes, as it goes
@@ -85,7 +85,7 @@ def execute(
     kernels: Kernels | None = None,                 # the run's; else one kernel is made, cold
     environment: dict[str, str] | None = None,      # what the kernel is told beyond what we are
     cwd: Path | None = None,                        # where it works; by default beside the notebook
-    timeout: float | None = None,                   # seconds until it's cut
+    timeout: float | None = None,                   # seconds from its first cell until it's cut
     on_cell: Callable[[int, int], None] = lambda index, cells: None,
     stop: threading.Event | None = None,            # set it to end early
     needs: Sequence[str] | None = None,             # what of the kernels' preloaded; None: all
@@ -105,15 +105,14 @@ def execute(
     told |= {"FTNB_READS": str(reads), "FTNB_UNREAD": json.dumps(unread(root, ignore)),
              "IPYTHONDIR": str(kernels.folder/"ipython")}   # nobody's own start-up files
     job = Job(Path(output).resolve(), kernels, told, folder,
-              begun + timeout if timeout else float("inf"), on_cell, stop or threading.Event(),
-              needs)
+              timeout, on_cell, stop or threading.Event(), needs)
     patiently(lambda: with_papermill(notebook, parameters, job), job)
     used = job.process
     if job.ending or not used: raise failure(*(job.ending or ("interrupted", None, "", "")))
     return Executed(time.monotonic() - begun, used.cpu_seconds, used.peak_bytes, used.engine,
                     told_reads(reads, root), used.why)
 
-# %% ../../nbs/study/execution.ipynb #c11
+# %% ../../nbs/study/execution.ipynb #c13
 def patiently(work: Callable[[], None], job: Any) -> None:
     "Do the work in a thread; Ctrl-C asks it to stop, and a second one to hurry."
     over, failed = threading.Event(), []
@@ -131,10 +130,10 @@ def patiently(work: Callable[[], None], job: Any) -> None:
             job.stop.set()
         else:
             if job.hurry.is_set(): break
-    if failed and not job.ending: raise failed[0]
+    if failed: raise failed[0]
 
 
-def failure(status: Status, cell: int | None, ename: str, evalue: str) -> StageFailed:
+def failure(status: Any, cell: int | None, ename: str, evalue: str) -> StageFailed:
     "The error for an end that wasn't one."
     kind = Stopped if status == "interrupted" else StageFailed
     return kind(status, cell, ename, evalue)

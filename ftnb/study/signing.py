@@ -254,9 +254,9 @@ def sign_models(version: Version, site: Settings) -> list[Path]:
 
 def signature_state(version: Version, site: Settings) -> SignatureState:
     "Whether a version, and what the store keeps of it, is as it was signed."
+    if not (version.folder/SIGNATURE).is_file(): return SignatureState()
     trusted = trusted_keys(site)
     state = check_signature(version.folder, trusted)
-    if not state.key: return state
     differs = dict(state.differs)
     for name, path, record in kept_outputs(version, site):
         if sha256(path) != record["sha256"]: differs[name] = "differs"

@@ -146,6 +146,7 @@ def train_job(folders: JobFolders, watch: Watch, say: Callable[[str], None] = pr
         made.history | {"best_epoch": made.best_epoch, "stopped": made.stopped},
     )
     write_json(folders.output/"timings.json", {"train_seconds": round(time.monotonic() - began, 3)})
+    if folders.kept: return   # whoever keeps them removes them when the results are safe
     shutil.rmtree(folders.checkpoints, ignore_errors=True)  # a finished training needs none
 
 

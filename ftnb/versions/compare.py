@@ -195,7 +195,8 @@ def findings(c: Comparison) -> list[str]:
     said = [_decided(c)] if c.a.decision != "–" or c.b.decision != "–" else []
     if c.metrics:
         said.append(c.pairing.sentence)
-        said += [_capital(sentence(d)) + "." for d in c.metrics if d.verdict != "no evidence"]
+        for verdict in ("better", "worse"):
+            said += _together([d for d in c.metrics if d.verdict == verdict], verdict)
         tied = [d for d in c.metrics if d.verdict == "no evidence"]
         if tied: said.append(_tie(tied, len(c.metrics)))
     said += [_capital(sentence(d)) + "." for d in c.others if d.verdict != "no evidence"]
@@ -230,9 +231,18 @@ def _decided(c: Comparison) -> str:
 def _asked(changes: Sequence[ParameterChange], most: int = 3) -> str:
     "Which parameters differ."
     if not changes: return "No parameter differs."
-    named = [f"{p.stage}.{p.name} {shown(p.a)} → {shown(p.b)}" for p in changes[:most]]
-    more = [f"{len(changes) - most} more"] if len(changes) > most else []
-    return f"Parameters: {'; '.join(named + more)}."
+    both = [p for p in changes if all(p.there)]
+    said = [f"{p.stage}.{p.name} {shown(p.a)} → {shown(p.b)}" for p in both[:most]]
+    counts = [(len(both) - most, "more"), (sum(not p.there[0] for p in changes), "new"),
+              (sum(not p.there[1] for p in changes), "gone")]
+    return f"Parameters: {'; '.join(said + [f'{n} {word}' for n, word in counts if n > 0])}."
+
+
+def _together(made: Sequence[Difference], verdict: str) -> list[str]:
+    "Metrics of one verdict: the first with its numbers, the others by name."
+    if not made: return []
+    others = ", ".join(in_short(d.name) for d in made[1:])
+    return [_capital(sentence(made[0])) + "." + (f" Also {verdict}: {others}." if others else "")]
 
 
 def _tie(tied: Sequence[Difference], family: int) -> str:

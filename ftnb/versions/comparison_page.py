@@ -92,7 +92,8 @@ def page(c: Comparison) -> str:
         "seeds": table(c.seeds, seed_table), "criteria": table(c.criteria, criteria_table),
         "decision": f"{c.a.name}: {c.a.decision}; {c.b.name}: {c.b.decision}.",
         "data": data_part(c.rows), "drift": table(_noted(c), drift_table),
-        "drift_said": _drift_said(c), "stages": cells(stage_table(c.stages)),
+        "drift_said": _drift_said(c), "drifted": any(d.verdict.endswith("drift") for d in c.drift),
+        "stages": cells(stage_table(c.stages)),
         "parameters": table(c.parameters, parameter_table), "code": code_part(c.code)}
     return _environment().get_template("comparison.html.j2").render(
         context, contents=_contents(context), style=_part("style.css"), script=_part("page.js"))

@@ -81,7 +81,7 @@ def of_the_whole(folder: Path, facts: dict[str, Any]) -> Iterator[tuple[str, str
         yield "installed", name, value
 
 # %% ../../nbs/versions/index.ipynb #c09
-FORMAT = 1   # of the tables
+FORMAT = 1   # raised when the tables, or what is said in them, change
 TABLES = f"""
 CREATE TABLE versions (id INTEGER PRIMARY KEY, study TEXT, number INTEGER, stamp TEXT);
 CREATE TABLE facts (id INTEGER PRIMARY KEY, role TEXT, name TEXT, value TEXT);

@@ -152,7 +152,7 @@ def rerun(
     command = [sys.executable, "-s", "-P", "-m", "ftnb.versions.isolation", str(room)]
     inside, log = clean_environment(site, room, os.environ), room/"log.txt"
     with log.open("w") as told:
-        done = subprocess.run(command, env=inside, cwd=room, stdin=subprocess.DEVNULL,
+        done = subprocess.run(command, env=inside, cwd=site.root, stdin=subprocess.DEVNULL,
                               stdout=told, stderr=told if quiet else None)
     result = room/"result.json"
     if not result.is_file():
@@ -160,8 +160,8 @@ def rerun(
                           f"its last words: {_last_line(log)}" if quiet else "")
     said = read_json(result)
     if error := said.get("error"):
-        kind = BadInput if said["exit_code"] == 2 else StudyFailed
-        raise kind(**error)
+        if said["exit_code"] == 2: raise BadInput(**error)
+        raise StudyFailed(error["what"], error["where"], f"what the run left is in {room}")
     return Rerun(Path(said["folder"]), Path(said["kept"]), said["network"])
 
 
@@ -180,10 +180,11 @@ def child(room: Path) -> int:
     network = deny_network(room)
     _end_with_parent()             # after it: whom a new namespace gives rights loses this wish
     job = read_json(room/"job.json")
-    try: said = {**_run(Path(job["study"]), job["overrides"]), "network": network}
+    said: dict[str, Any] = {"network": network}
+    try: said |= _run(Path(job["study"]), job["overrides"])
     except FtnbError as e:
         error = {"what": e.what, "where": e.where, "fix": e.fix}
-        said = {"error": error, "exit_code": e.exit_code}
+        said |= {"error": error, "exit_code": e.exit_code}
     write_json(room/"result.json", said)
     return said.get("exit_code", 0)
 

@@ -87,6 +87,7 @@ class RowChanges:
     def sentence(self) -> str:
         "The finding, in words."
         if self.same: return f"The rows are the same ({self.by})."
+        if self.by == "nothing": return "The rows can't be compared."
         counts = [f"{sum(n.values()):,} {kind}" for kind, n in self.kinds.items()]
         return (", ".join(counts) or "The rows differ") + f" (by {self.by})."
 
@@ -190,6 +191,6 @@ def row_changes(a: Version, b: Version, site: Settings, shown: int = 3) -> RowCh
         return compare_digests(*(read_rows_digests(v.folder) for v in (a, b)))
     gone = ", ".join(v.name for v, r in zip((a, b), rows, strict=True) if r is None)
     if not all(hashes):
-        return RowChanges("nothing", False, said=f"What {gone} was made of isn't recorded here.")
+        return RowChanges("nothing", False, said=f"No record of rows in {gone}.")
     return RowChanges("hashes", hashes[0] == hashes[1], said=(
         f"The rows of {gone} aren't kept here; only the hashes of all rows can be compared."))

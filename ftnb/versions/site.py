@@ -8,6 +8,8 @@ __all__ = ['TALL', 'LEFT', 'Compare', 'Draw', 'Entry', 'link', 'read_entry', 'fo
            'study_context', 'sweep_context', 'site_page', 'Site', 'write_site', 'copy_pages', 'same_folder']
 
 # %% ../../nbs/versions/site.ipynb #c03
+import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..foundation.errors import BadInput, FtnbError
-from ..foundation.files import read_json, write_text
+from ..foundation.files import read_json, sha256, write_text
 from ..foundation.intervals import Interval
 from ..foundation.settings import Settings, settings
 from ..study.versions import Version, all_versions
@@ -152,9 +154,12 @@ def chart(column: Column, entries: Sequence[Entry]) -> str:
 
 
 def _scale(low: float, high: float, y: Callable[[float], float], width: float) -> str:
-    "Three lines with their values."
-    values = [low + (high - low) * part for part in (.1, .5, .9)]
-    digits = 3 if high - low < .1 else 2
+    "Lines at round values."
+    rough = (high - low) / 3
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return "".join(
         f'<path class="grid" d="M{LEFT} {y(v):.1f}H{width:.0f}"/>'
         f'<text class="value" x="{LEFT - 6}" y="{y(v) + 4:.1f}">{v:.{digits}f}</text>'
@@ -224,11 +229,13 @@ Compare = Callable[[Version, Version], str]      # a comparison's page
 Draw = Callable[[Version], "Picture"]            # a version's lineage
 
 
-def comparing() -> Compare | None:
+def comparing(site: Settings) -> Compare | None:
     "What makes a comparison's page, where there is such a thing."
-    try: from ftnb.versions.compare import page
+    try:
+        from ftnb.versions.compare import compare
+        from ftnb.versions.comparison_page import page
     except ImportError: return None
-    return page
+    return lambda a, b: page(compare(a, b, site))
 
 
 def drawing_lineage() -> Draw | None:
@@ -239,18 +246,20 @@ def drawing_lineage() -> Draw | None:
 
 
 def comparison(a: Entry, b: Entry, folder: Path, compare: Compare | None) -> str:
-    "The link to a comparison of two versions, whose page is made if need be; empty without."
-    if not compare or a.problem or b.problem: return ""
-    study = b.version.study
-    name = f"{study}-{a.version.number}-{b.version.number}.html"
+    "The link to a comparison of two versions, which is made if `compare` is given; else empty."
+    if a.problem or b.problem: return ""
+    both = "".join(sha256(e.version.folder/"version.json") for e in (a, b))
+    mark = hashlib.sha256(both.encode()).hexdigest()[:8]
+    name = f"{b.version.study}-{a.version.number}-{b.version.number}-{mark}.html"
     if not (folder/"comparisons"/name).is_file():
+        if not compare: return ""
         try: write_text(folder/"comparisons"/name, compare(a.version, b.version))
         except FtnbError: return ""       # of versions that can't be compared
     return link("comparisons", name)
 
 # %% ../../nbs/versions/site.ipynb #c22
-def study_context(s: StudyEntry, folder: Path, compare: Compare | None,
-                  draw: Draw | None) -> dict[str, Any]:
+def study_context(s: StudyEntry, folder: Path, compare: Compare | None, draw: Draw | None,
+                  every: bool = False) -> dict[str, Any]:
     "What the template says of a study."
     columns = number_columns(s.entries)
     rows = []
@@ -259,7 +268,8 @@ def study_context(s: StudyEntry, folder: Path, compare: Compare | None,
         rows.append({
             "entry": e, "tone": tone(e.decision), "numbers": [c.of(e) for c in columns],
             "changes": changes(before, e) if before and with_before and not e.problem else [],
-            "comparison": comparison(before, e, folder, compare) if before else "",
+            "comparison": comparison(
+                before, e, folder, compare if every or e is s.newest else None) if before else "",
             "cards": [(c.replace("_", " "), f"{e.link}#card-{quote(c)}") for c in e.cards],
             "search": " ".join(f"{n}={v}" for n, v in sorted(e.parameters.items()))})
     lineage = draw(s.newest.version) if draw and s.newest and not s.newest.problem else None
@@ -275,20 +285,21 @@ def sweep_context(s: Sweep) -> dict[str, Any]:
     best = found[0] if goal and found else None
     return {"name": s.name, "link": link(s.folder.parent.name, s.folder.name, "index.html"),
             "members": len(s.facts["members"]), "failed": len(s.failed),
-            "swept": ", ".join(n for n, _ in s.facts["swept"]), "title": goal["title"] if goal else "",
+            "swept": ", ".join(n for n, _ in s.facts["swept"]),
+            "title": goal["title"] if goal else "",
             "chosen": best and best["parameters"],
             "score": in_text(best[goal["by"]]) if best else ""}
 
 
 def site_page(studies: Sequence[StudyEntry], folder: Path, compare: Compare | None = None,
-              draw: Draw | None = None) -> str:
+              draw: Draw | None = None, every: bool = False) -> str:
     "The site's index.html."
     from markupsafe import Markup
 
     from ftnb.study.report import environment
     from ftnb.versions.sweep_pictures import named
     from ftnb.versions.sweep_report import page_parts, template_folder
-    found = [study_context(s, folder, compare, draw) for s in studies]
+    found = [study_context(s, folder, compare, draw, every) for s in studies]
     for s in found:
         s["chart"] = Markup(s["chart"])
         s["lineage"] = Markup(s["lineage"].svg) if s["lineage"] else ""
@@ -328,6 +339,7 @@ def write_site(
     site: Settings | None = None,
     compare: Compare | None = None,   # makes a comparison's page; by default ours
     draw: Draw | None = None,         # draws a version's lineage; by default ours
+    compare_all: bool = False,        # all neighbours, not only each study's newest two versions
 ) -> Site:
     "Write the site. Raises BadInput rather than overwrite somebody else's page."
     site = site or settings()
@@ -337,7 +349,8 @@ def write_site(
             encoding="utf-8", errors="replace")[:2000]:
         raise BadInput("there is a page that ftnb didn't write", str(page), "choose another --out")
     studies = read_studies(site)
-    write_text(page, site_page(studies, folder, compare or comparing(), draw or drawing_lineage()))
+    write_text(page, site_page(studies, folder, compare or comparing(site),
+                               draw or drawing_lineage(), compare_all))
     if folder != site.reports: copy_pages(studies, site.reports, folder)
     return Site(page, len(studies), sum(len(s.entries) for s in studies),
                 sum(len(s.sweeps) for s in studies))

@@ -23,12 +23,13 @@ from ..study.versions import Version
 # %% ../../nbs/versions/stages.ipynb #c06
 @dataclass(frozen=True)
 class ParameterChange:
-    "A parameter whose value differs; None where a version has no such parameter."
+    "A parameter whose value differs, or that only one version has."
     stage: str
     name: str
     a: Any
     b: Any
     defaults: tuple[bool, bool]   # whether the value is the default, in a and in b
+    there: tuple[bool, bool] = (True, True)   # whether a and b have it
     meaning: str = ""
 
 
@@ -53,7 +54,8 @@ def parameter_changes(a: Version, b: Version) -> list[ParameterChange]:
             if x == y and (name in sides[0]) == (name in sides[1]): continue
             usual = [name in k and k[name].default == v for k, v in zip(about, (x, y), strict=True)]
             meaning = next((k[name].meaning for k in reversed(about) if name in k), "")
-            found.append(ParameterChange(stage, name, x, y, (usual[0], usual[1]), meaning))
+            there = name in sides[0], name in sides[1]
+            found.append(ParameterChange(stage, name, x, y, (usual[0], usual[1]), there, meaning))
     return found
 
 
@@ -67,10 +69,11 @@ def stage_order(version: Version) -> list[str]:
 # %% ../../nbs/versions/stages.ipynb #c07
 def parameter_table(changes: list[ParameterChange]) -> Table:
     "Parameters that differ, for people."
-    def value(v, usual): return "–" if v is None else shown(v) + (" (default)" if usual else "")
+    def value(c, side, v):
+        return (shown(v) + " (default)" * c.defaults[side]) if c.there[side] else "not there"
     return table(pd.DataFrame([{
-        "stage": c.stage, "parameter": c.name, "a": value(c.a, c.defaults[0]),
-        "b": value(c.b, c.defaults[1]), "meaning": c.meaning} for c in changes]), "Parameters")
+        "stage": c.stage, "parameter": c.name, "a": value(c, 0, c.a), "b": value(c, 1, c.b),
+        "meaning": c.meaning} for c in changes]), "Parameters")
 
 # %% ../../nbs/versions/stages.ipynb #c11
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def stage_changes(a: Version, b: Version) -> list[StageChange]:
         old, new = x[stage], y[stage]
         hashes = [({n: r["sha256"] for n, r in s.get("outputs", {}).items()}, v.metrics.get(stage))
                   for s, v in ((old, a), (new, b))]
-        once = "receipt" in old and old["receipt"] == new.get("receipt")
+        once = "key" in old and all(old[k] == new.get(k) for k in ("key", "receipt"))
         how = "same results" if hashes[0] == hashes[1] else "other results"
         if once: how = "computed once"
         found.append(StageChange(stage, how, [] if once else why(old, new)))

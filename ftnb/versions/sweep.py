@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Request', 'Sweep', 'in_asked_order', 'board_rows', 'in_text', 'leaderboard', 'study_sweeps', 'watched', 'passing',
-           'state', 'installed', 'proof_file', 'done_already', 'prove', 'followed_from', 'sweep_facts', 'build',
-           'publish_sweep', 'is_same', 'run_sweep']
+           'state', 'proof_file', 'done_already', 'prove', 'followed_from', 'sweep_facts', 'build', 'publish_sweep',
+           'is_same', 'run_sweep']
 
 # %% ../../nbs/versions/sweep.ipynb #c03
 import hashlib
@@ -14,9 +14,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from ftnb.foundation.files import (
 )
 from ..foundation.settings import Settings, settings
 from ..study.hashing import Hashes
+from ..study.installed import listing
 from ..study.versions import take_number
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Sweep:
 def in_asked_order(facts: dict[str, Any]) -> dict[str, Any]:
     "sweep.json has sorted keys; parameters are read in the order in which they were asked for."
     place = {n: i for i, (n, _) in enumerate(facts["swept"])}
-    order = lambda ps: dict(sorted(ps.items(), key=lambda kv: (place.get(kv[0], len(place)), kv[0])))
+    at = lambda name: (place.get(name, len(place)), name)
+    order = lambda ps: {n: ps[n] for n in sorted(ps, key=at)}
     return {**facts, **{key: [{**x, "parameters": order(x["parameters"])} for x in facts[key]]
                         for key in ("members", "settings")}}
 
@@ -171,12 +173,6 @@ def state(roots: Iterable[str], site: Settings, hashes: Hashes) -> dict[str, str
     "The content of everything that is watched."
     return {p: hashes.of(p) if os.path.isfile(p) else "missing" for p in watched(roots, site)}
 
-
-def installed() -> str:
-    "The Python and the packages there are, as one hash."
-    names = sorted({str(getattr(d, "_path", d)) for d in distributions()})
-    return hashlib.sha256(json.dumps([sys.version, names]).encode()).hexdigest()
-
 # %% ../../nbs/versions/sweep.ipynb #c14
 def proof_file(request: Request, site: Settings) -> Path:
     "Where the proof of a sweep is kept."
@@ -190,7 +186,7 @@ def done_already(request: Request, site: Settings) -> Sweep | None:
     if not file.is_file(): return None
     try: proof = read_json(file)
     except BadInput: return None       # damaged; the long way finds out
-    if proof["installed"] != installed(): return None
+    if proof["installed"] != listing(): return None
     hashes = Hashes(site.store/"hashes.json")
     same = state(proof["roots"], site, hashes) == proof["state"]
     hashes.save()
@@ -206,7 +202,7 @@ def prove(request: Request, sweep: Sweep, before: Mapping[str, str], roots: Sequ
         everything = sorted({*roots, *reads, mine})
         write_json(proof_file(request, site), {
             "schema": "ftnb/sweep-proof/1", "sweep": mine, "roots": everything,
-            "state": state(everything, site, hashes), "installed": installed()})
+            "state": state(everything, site, hashes), "installed": listing()})
     hashes.save()
 
 
@@ -276,7 +272,7 @@ def run_sweep(
     if done: return done
     from ftnb.versions.members import read_members
     from ftnb.versions.ranking import read_goal
-    from ftnb.versions.results import run_member, run_members
+    from ftnb.versions.results import Together, run_members
     members = read_members(request.study, request.parameters, request.listed or None,
                            request.seeds, site)
     if request.sort: read_goal(request.sort, members[0].plan.stages)
@@ -285,7 +281,8 @@ def run_sweep(
                        "give several values, such as -p train.epochs=2,4, or use ftnb run")
     roots = followed_from(request, members, site)
     before = state(roots, site, Hashes(site.store/"hashes.json"))
-    results = run_members(members, site, run or run_member, say)
+    with nullcontext(run) if run else Together(site) as runner:
+        results = run_members(members, site, runner, say)
     sweep = publish_sweep(sweep_facts(request, results, site), site)
     reads = {path for r in results for path in r.reads}
     if not sweep.failed: prove(request, sweep, before, roots, reads, site)

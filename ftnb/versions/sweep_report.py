@@ -176,7 +176,8 @@ def summary(
             "effects": about_effects(effects, goal.name) if goal else [],
             "seeds": about_spread(spread, goal.name if goal else "")}
     return {
-        "swept": [[n, values] for n, values in differ.items()], "seeds": seeds, "show_test": show_test, "said": said,
+        "swept": [[n, values] for n, values in differ.items()], "seeds": seeds,
+        "show_test": show_test, "said": said,
         "goal": goal and {"name": goal.name, "higher": goal.higher, "by": by, "title": name},
         "members": [member_facts(r, goal) for r in results],
         "settings": [setting_facts(s) for s in found],
