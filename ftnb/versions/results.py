@@ -107,7 +107,8 @@ class Together:
         from ftnb.study.hashing import Hashes
         from ftnb.study.store import Store
         self.hashes, self.closing = Hashes(site.store/"hashes.json"), ExitStack()
-        self.store, self.kernels = Store(site.store, self.hashes), None
+        self.store = Store(site.store, self.hashes)
+        self.kernels: Any = None       # of the first member that had to run a stage
 
     def __enter__(self): return self
 

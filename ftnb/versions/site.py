@@ -226,7 +226,7 @@ def readable(sweeps: Sequence[Sweep]) -> Iterator[Sweep]:
 
 # %% ../../nbs/versions/site.ipynb #c20
 Compare = Callable[[Version, Version], str]      # a comparison's page
-Draw = Callable[[Version], "Picture"]            # a version's lineage
+Draw = Callable[[Version], "Picture | None"]     # a version's lineage
 
 
 def comparing(site: Settings) -> Compare | None:
