@@ -52,9 +52,9 @@ PASSES: tuple[Callable[[Row], Hashable], ...] = (
 
 
 def partners(
-    a: Sequence[Row],
-    b: Sequence[Row],
-    passes: Sequence[Callable[[Row], Hashable]] = PASSES,   # from strict to loose
+    a: Sequence[Any],   # rows, or whatever the passes know
+    b: Sequence[Any],
+    passes: Sequence[Callable[[Any], Hashable]] = PASSES,   # from strict to loose
 ) -> list[tuple[int, int]]:   # places in a and b, ordered by the place in b
     "Which row of b is which row of a."
     found: list[tuple[int, int]] = []
