@@ -132,6 +132,14 @@ def test_a_failed_member_is_recorded_and_the_others_go_on(site):
     assert run_sweep(request, site, run=run, say=quiet).number == 2      # done: nothing runs
 
 
+def test_what_names_this_machine_is_left_out_of_failures(site):
+    home = f"{site.root}/data.csv"
+    def run(plan, there): raise BadInput(f"no column in {home}", "stage prepare, cell 3")
+    sweep = run_sweep(Request(study(site), ("train.factor=1,2",)), site, run=run, say=quiet)
+    assert str(site.root) not in (sweep.folder/"sweep.json").read_text()
+    assert sweep.failed[0]["failure"]["what"].startswith("no column in …")
+
+
 def test_the_same_failure_again_is_the_same_version(site):
     def run(plan, site): raise BadInput("no such column", "stage prepare, cell 3")
     request = Request(study(site), ("train.factor=1,2",))

@@ -342,6 +342,8 @@ class Site:
         return (f"{os.path.relpath(self.page)}: {self.studies} studies, {self.versions} versions, "
                 f"{self.sweeps} sweeps")
 
+    def __repr__(self): return f"Site({self._repr_markdown_()})"
+
     def __rich__(self): return str(self)
 
     def _repr_markdown_(self):

@@ -96,6 +96,8 @@ class Sweep:
         if self.failed: lines.append(f"{len(self.failed)} of {members} members failed.")
         return [line for line in lines if line]
 
+    def __repr__(self): return f"Sweep({self.name})"
+
     def __rich__(self):
         from rich.console import Group
         from rich.text import Text
@@ -241,6 +243,7 @@ def build(facts: Mapping[str, Any], folder: Path) -> Path:
 
 def publish_sweep(facts: Mapping[str, Any], site: Settings) -> Sweep:
     "The version that a sweep is, new or not."
+    from ftnb.study.secrets import check
     home = site.reports/f"{facts['study']}-sweep"
     try: (site.store/"locks").mkdir(parents=True, exist_ok=True)
     except OSError as e: raise cannot_write(site.store, e) from e
@@ -248,6 +251,7 @@ def publish_sweep(facts: Mapping[str, Any], site: Settings) -> Sweep:
     with FileLock(site.store/"locks"/f"{home.name}.lock"), \
             tempfile.TemporaryDirectory(prefix=f"{home.name}-", dir=site.store/"runs") as folder:
         built = build(facts, Path(folder)/"version")
+        check(built, site)
         for old in study_sweeps(facts["study"], site):
             if is_same(old.folder, built): return old
         return Sweep(take_number(built, home), new=True)
