@@ -2311,6 +2311,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'ftnb/study/engine.py'),
                                    'ftnb.study.engine.Job': ('study/engine.html#job', 'ftnb/study/engine.py'),
                                    'ftnb.study.engine.Job.cut': ('study/engine.html#job.cut', 'ftnb/study/engine.py'),
+                                   'ftnb.study.engine.Job.kernel': ('study/engine.html#job.kernel', 'ftnb/study/engine.py'),
                                    'ftnb.study.engine.Manager': ('study/engine.html#manager', 'ftnb/study/engine.py'),
                                    'ftnb.study.engine.Manager.__init__': ('study/engine.html#manager.__init__', 'ftnb/study/engine.py'),
                                    'ftnb.study.engine.Manager.autosave_cell': ( 'study/engine.html#manager.autosave_cell',

@@ -289,8 +289,9 @@ def begin(tmp_path: Path, preload: list[str], cell: str) -> tuple[subprocess.Pop
     until = time.monotonic() + 60
     def began() -> bool:
         there = (tmp_path/"job").exists() and (tmp_path/"job").read_text()
-        nb = nbformat.read(tmp_path/"out.ipynb", 4) if there else None
-        return bool(nb) and nb.cells[1].metadata.papermill.status == "running"
+        if not there: return False
+        nb = nbformat.read(tmp_path/"out.ipynb", 4)
+        return nb.cells[1].metadata.papermill.status == "running"
     while not began():
         assert runner.poll() is None and time.monotonic() < until
         time.sleep(.02)

@@ -88,8 +88,8 @@ LIGHT = {
     "pickling": "import pickle, copy\nclass P:\n    def __init__(self, x): self.x = x\n"
     "(pickle.loads(pickle.dumps(P(3))).x, copy.deepcopy(P(4)).x, P.__module__)",
     "who it is": "import __main__\nprint(__name__, __main__.__dict__ is globals(), "
-    "sys.argv[0][-30:], len(sys.argv), os.getcwd() == os.path.abspath(''), repr(sys.path[0]), len(sys.path), "
-    "'__file__' in globals(), __spec__)",
+    "sys.argv[0][-30:], len(sys.argv), os.getcwd() == os.path.abspath(''), repr(sys.path[0]), "
+    "len(sys.path), '__file__' in globals(), __spec__)",
     "hashes": "hash('text'), hash((1, 'a')), sys.flags.hash_randomization, "
     "sys.getrecursionlimit()",
     "signals": "import signal\n[str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, "

@@ -141,7 +141,9 @@ def test_a_statement_signed_for_another_purpose_does_not_count(signed, tmp_path)
     from securesystemslib.dsse import Envelope
     said = statement(folder, "x") | {"predicateType": "https://example.org/other"}
     envelope = Envelope(json.dumps(said).encode(), "application/vnd.in-toto+json", {})
-    envelope.sign(signing_key(make_site(tmp_path)))
+    key = signing_key(make_site(tmp_path))
+    assert key
+    envelope.sign(key)
     bundle = read_json(folder/SIGNATURE) | {"dsseEnvelope": envelope.to_dict()}
     write_json(folder/SIGNATURE, bundle)
     assert "another kind" in str(check_signature(folder, trusted))

@@ -233,6 +233,35 @@ def test_what_changes_while_finding_out_is_not_proven(toy, monkeypatch):
     assert not toy.find_out(began=began)
 
 
+def test_what_is_gone_when_the_proof_is_kept_is_not_proven(toy, monkeypatch):
+    real = unchanged.gather
+    def late(change):
+        def gather(*given):
+            change()
+            return real(*given)
+        monkeypatch.setattr(unchanged, "gather", gather)
+    late(lambda: (toy.site.stages/"helper.py").unlink())
+    assert not toy.find_out()
+    late(lambda: (toy.site.stages/"helper.py").write_text("lines = str\n"))
+    assert toy.find_out()
+    late(lambda: (toy.root/"missing.csv").write_text("1\n"))
+    assert not toy.find_out(plan(prepare__path="missing.csv"))
+    late(lambda: shutil.rmtree(toy.version))
+    assert not toy.find_out()
+
+
+def test_a_temporary_file_among_the_versions_does_no_harm(toy):
+    "A run tries whether it can write there, which changes the folder's time."
+    now = time.time_ns() + 3 * 10**9
+    (toy.site.reports/"toy"/"trying").write_text("")
+    (toy.site.reports/"toy"/"trying").unlink()
+    os.utime(toy.site.reports/"toy", ns=(later(), later()))
+    assert toy.find_out(began=now) and toy.still()
+    (toy.site.reports/"toy"/"2").mkdir()
+    os.utime(toy.site.reports/"toy"/"2", ns=(later(), later()))
+    assert not toy.find_out(began=now)              # a version that is new
+
+
 @given(st.integers(0, 10**7), st.integers(1, 255))
 @profile(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_flipped_bit_proves_nothing(toy, where, flip):
@@ -343,4 +372,4 @@ def test_the_door_adds_little_to_python_s_own_start(proof):
     ours = ("-c", "from ftnb.door import main; main()", "run", "params/toy.yaml")
     times = [(seconds(*ours), seconds("-c", "pass")) for _ in range(9)]
     mine, bare = (min(t) for t in zip(*times, strict=True))
-    assert mine < bare + .04 and mine < .15         # 10 ms more than nothing at all were measured
+    assert mine < 2 * bare                          # 37 ms and 27 ms were measured

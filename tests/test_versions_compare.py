@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compared_versions import MODULE, Made, make_version, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from ftnb.versions.edits import edits, pieces, text_diff
 from ftnb.versions.pairing import joined_groups, pairing, refused
 from ftnb.versions.recorded import gap_change
 from ftnb.versions.rows import compare_rows, handed_on, partners, row_changes
-from tests.compared_versions import MODULE, Made, make_version, requests
 
 ROWS = requests(900)
 
@@ -304,7 +304,7 @@ def test_intervals_with_seeds_cover(k, runs=3000, rows=400, spread=.02):
 @pytest.mark.parametrize("score", ["accuracy", "log loss"])
 def test_changes_of_gaps_cover(score, runs=2000):
     from ftnb.evaluate.counts import log_losses
-    from tests.compare_worlds import world
+    from compare_worlds import world
     w, rng, held = world(classes=3, largest=3, seed=4), np.random.default_rng(5), []
     member = np.random.default_rng(6).random(len(w.truth)) < .15
     w = replace(w, b=np.where(member[:, None], .5 * w.b + .5 * w.a, w.b))
@@ -326,7 +326,7 @@ def test_changes_of_gaps_cover(score, runs=2000):
 def test_versions_that_were_really_run(tmp_path):
     from ftnb.study.plan import read_study
     from ftnb.study.runner import run_study
-    from tests.toy import toy_site
+    from toy import toy_site
     site = toy_site(tmp_path)
     file = tmp_path/"params"/"toy.yaml"
     a, b = (run_study(read_study(file, given, site), site=site)[0]

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from compare_worlds import metrics, world
 
 from ftnb.foundation.intervals import Interval
 from ftnb.versions import differences as d
-from tests.compare_worlds import metrics, world
 
 CELLS = {   # name → world, groups drawn
     "2 classes, 150 rows": (dict(classes=2), 150),

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from toy import toy_site
 
 from ftnb.foundation.errors import BadInput
 from ftnb.foundation.files import read_json, write_json, write_text
@@ -28,7 +29,6 @@ from ftnb.versions.site import (
     write_site,
 )
 from ftnb.versions.sweep import Request, run_sweep
-from tests.toy import toy_site
 
 ROOT = Path(__file__).resolve().parent.parent
 

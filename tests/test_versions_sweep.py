@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy import toy_site
 
 from ftnb.foundation.errors import BadInput, StudyFailed
 from ftnb.foundation.files import read_json, sha256
@@ -19,7 +20,6 @@ from ftnb.versions.members import alternatives, in_order, prefixes, read_members
 from ftnb.versions.ranking import best_set, read_goal, settings_of, standings, usual_goal
 from ftnb.versions.results import Answers, Outcome, Result, run_members
 from ftnb.versions.sweep import Request, Sweep, done_already, proof_file, run_sweep, study_sweeps
-from tests.toy import toy_site
 
 TOY = "params/toy.yaml"
 

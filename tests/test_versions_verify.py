@@ -92,6 +92,7 @@ def test_a_changed_cell_and_row_are_named_and_the_room_is_clean(toy, monkeypatch
     assert str(verdict.same.first) == "prepare.train: line 3: 3.0 → 4.0"
     assert any(n.path == "train.weight" for n in verdict.same.numbers)
     json.dumps(verdict.to_dict())
+    assert verdict.room
     seen = read_json(verdict.room/"reports"/"toy"/"1"/"metrics.json")["stages"]["prepare"]
     assert seen["tried"]["outside"] in ("OSError", "PermissionError", "ConnectionError")
     if "namespace" in verdict.network: assert seen["tried"]["here"] == "ConnectionRefusedError"
@@ -208,9 +209,9 @@ def test_a_changed_and_a_missing_package_are_named(toy, tmp_path, monkeypatch):
 
 def test_changes_of_modules_parameters_and_machine_are_named(toy, monkeypatch):
     site, version = toy
+    machine = read_json(version.folder/"environment.json")["machine"]
     monkeypatch.setattr("ftnb.versions.verify.machine_facts",
                         lambda: {**machine, "instruction_sets": ["sse2"]})
-    machine = read_json(version.folder/"environment.json")["machine"]
     (site.stages/"helper.py").write_text("def lines(rows): return ''.join(map(str, rows))\n")
     plan = read_study(version.folder/"study.yaml", ["train.factor=4.0"], site)
     lines = changes(version, plan, site).lines()

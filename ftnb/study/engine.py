@@ -86,6 +86,12 @@ class Job:
     ending: tuple[str, int | None, str, str] | None = None  # status, cell, ename, evalue
     complete: bool = False
 
+    @property
+    def kernel(self) -> Process:
+        "Its kernel's process, which it has from its beginning on."
+        assert self.process is not None
+        return self.process
+
     def cut(self) -> str:
         "Why it must end now: a stop, a time-out, or nothing."
         if self.stop.is_set(): return "interrupted"
@@ -155,7 +161,8 @@ class Client(PapermillNotebookClient):
 
     def __init__(self, manager: Manager, job: Job, talk: Talk):
         super().__init__(manager, timeout=None, iopub_timeout=300)
-        self.job, self.kc, self.current = job, talk.client, None
+        self.job, self.process, self.kc = job, job.kernel, talk.client
+        self.current = manager.nb
         self.cutting, self.asked, self.killed_at = "", False, float("inf")
         self.kc.allow_stdin = False
 
@@ -181,7 +188,7 @@ class Client(PapermillNotebookClient):
         except CellTimeoutError as e: ending = "failed", "CellTimeoutError", str(e)
         except DeadKernelError:
             await self.rest(cell, index)
-            ending = self.cutting or "died", "DeadKernelError", how_it_died(self.job.process)
+            ending = self.cutting or "died", "DeadKernelError", how_it_died(self.process)
         else: return self.nb_man.cell_complete(cell, index)
         self.job.ending = ending[0], index, ending[1], ending[2]
         self.nb_man.cell_cut(cell, index, "interrupted" if self.cutting else "failed")
@@ -206,7 +213,7 @@ class Client(PapermillNotebookClient):
 
     async def watch(self) -> None:
         "Look whether to stop, and save what came in."
-        process = self.job.process
+        process = self.process
         while True:
             await asyncio.sleep(.1)
             if not self.cutting and (cutting := self.job.cut()):
@@ -223,7 +230,7 @@ class Client(PapermillNotebookClient):
                 raise
 
     async def _async_poll_kernel_alive(self) -> None:
-        while self.job.process.poll() is None: await asyncio.sleep(.05)
+        while self.process.poll() is None: await asyncio.sleep(.05)
         self.task_poll_for_reply.cancel()
 
 # %% ../../nbs/study/engine.ipynb #c17
@@ -262,7 +269,7 @@ async def run(manager: Manager, job: Job) -> None:
         if job.timeout: job.deadline = time.monotonic() + job.timeout
         await client.cells()
         job.complete = not job.ending
-    finally: await talk.end(job.process)
+    finally: await talk.end(job.kernel)
 
 
 async def begin(job: Job, why: str = "") -> tuple[Talk, dict[str, Any]]:

@@ -133,7 +133,7 @@ def patiently(work: Callable[[], None], job: Any) -> None:
     if failed: raise failed[0]
 
 
-def failure(status: Status, cell: int | None, ename: str, evalue: str) -> StageFailed:
+def failure(status: Any, cell: int | None, ename: str, evalue: str) -> StageFailed:
     "The error for an end that wasn't one."
     kind = Stopped if status == "interrupted" else StageFailed
     return kind(status, cell, ename, evalue)

@@ -211,8 +211,8 @@ class Line:
 
     def hear(self, wait: float, *others: int) -> list[dict[str, Any]] | None:
         "The orders that came within a time or before another descriptor was ready; None: gone."
-        ready, _, _ = select.select([self.end, *others], [], [], wait)
-        if self.end not in ready: return []
+        mine = self.end.fileno()
+        if mine not in select.select([mine, *others], [], [], wait)[0]: return []
         try: came = self.end.recv(1 << 20)
         except OSError: return None
         *lines, self.rest = (self.rest + came).split(b"\n")
@@ -295,7 +295,8 @@ class Zygote:
         self.line, self.never, self.guard = line, tuple(never), os.getppid()
         self.waiting: list[dict[str, Any]] = []
         self.before = dict(os.environ)
-        for stream in (sys.stdout, sys.stderr): stream.reconfigure(write_through=True)
+        streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+        for stream in streams: stream.reconfigure(write_through=True)
 
     def serve(self, preload: list[str]) -> None:
         "Import, and make kernels when asked, until the runner is gone."

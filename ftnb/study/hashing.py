@@ -95,6 +95,7 @@ class Memory:
         self.entries: dict[str, list] = known or {}
         self.new: dict[str, list] = {}
         self.asked: set[str] = set()    # files and folders whose content was asked for
+        self.missed: set[str] = set()   # what was looked for and wasn't there
         self.walked: set[str] = set()   # folders of which every file and folder counts
         self.listed: set[str] = set()   # folders of which only the names count
         if self.damage: print(f"note: {file} {self.damage}; it is made again", file=sys.stderr)

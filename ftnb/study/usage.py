@@ -312,8 +312,8 @@ def local_content(path: str, site: Settings, hashes: Hashes) -> str:
     path = path.removeprefix("file://")
     if "://" in path: return ""
     here = site.root/Path(path).expanduser()
-    hashes.asked.add(str(here))        # what isn't there was looked for, too
     if here.exists(): return hashes.of(here)
+    hashes.missed.add(str(here))
     if not glob.has_magic(path): return ""
     hashes.listed.update(looked_into(here))
     found = [p for p in glob.glob(str(here), recursive=True) if os.path.isfile(p)]

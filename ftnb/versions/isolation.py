@@ -180,10 +180,11 @@ def child(room: Path) -> int:
     network = deny_network(room)
     _end_with_parent()             # after it: whom a new namespace gives rights loses this wish
     job = read_json(room/"job.json")
-    try: said = {**_run(Path(job["study"]), job["overrides"]), "network": network}
+    said: dict[str, Any] = {"network": network}
+    try: said |= _run(Path(job["study"]), job["overrides"])
     except FtnbError as e:
         error = {"what": e.what, "where": e.where, "fix": e.fix}
-        said = {"error": error, "exit_code": e.exit_code}
+        said |= {"error": error, "exit_code": e.exit_code}
     write_json(room/"result.json", said)
     return said.get("exit_code", 0)
 

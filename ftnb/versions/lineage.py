@@ -147,8 +147,8 @@ class Lineage(Answer):
         name = self.version.name
         sources = [(*source, readers) for source, readers in self.sources.items()]
         rows = [(split, len(names)) for split, names in self.rows.items()]
-        stages = [(s.name, s.key[:8], list(s.inputs), list(s.outputs), len(s.modules), len(s.packages),
-                   self.shared.get(s.name, [])) for s in self.stages]
+        stages = [(s.name, s.key[:8], list(s.inputs), list(s.outputs), len(s.modules),
+                   len(s.packages), self.shared.get(s.name, [])) for s in self.stages]
         said = ("stage", "key", "received", "handed on", "modules", "packages", "same run in")
         read = ("file or model", "content or revision", "read by")
         return [Sheet(f"What went into {name}", read, sources),

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..foundation.errors import BadInput
 from ..foundation.files import read_json, sha256
@@ -67,7 +67,7 @@ def compare_leaves(then: Any, now: Any) -> tuple[list[Apart], list[str]]:
         a, b = old.get(path, Ellipsis), new.get(path, Ellipsis)
         if a == b and type(a) is type(b): continue
         if _is_number(a) and _is_number(b):
-            if a != b: numbers.append(Apart(path, a, b))
+            if a != b: numbers.append(Apart(path, cast(float, a), cast(float, b)))
         elif not (isinstance(a, str) and isinstance(b, str)
                   and _NUMBER.sub("#", a) == _NUMBER.sub("#", b)): others.append(path)
     return numbers, others
@@ -144,8 +144,7 @@ def compare_notebooks(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         return [f"{name}: {_outputs(a, b)}"
                 for (name, _, a), (_, _, b) in zip(old, new, strict=True) if a != b]
     found = []
-    names = [(n, s) for n, s, _ in old], [(n, s) for n, s, _ in new]
-    matcher = difflib.SequenceMatcher(None, *([s for _, s in side] for side in names), False)
+    matcher = difflib.SequenceMatcher(None, [s for _, s, _ in old], [s for _, s, _ in new], False)
     for tag, i, j, k, m in matcher.get_opcodes():
         if tag == "equal":
             pairs = zip(old[i:j], new[k:m], strict=True)
@@ -362,7 +361,7 @@ class Side:
 
 def compare(then: Side, now: Side) -> list[Difference]:
     "Everything that differs, in the order in which it came about."
-    found = []
+    found: list[Difference] = []
     for stage in dict.fromkeys([*then.order, *now.order]):
         found += _outputs_apart(stage, then, now)
         found += _notebook_apart(stage, then, now)
