@@ -131,7 +131,7 @@ def outputs(cell) -> list[dict]:
 def both(folder: Path) -> dict[str, dict]:
     "The same cells on a cold kernel and on a copy."
     cells = {**LIGHT, **HEAVY}
-    found = {}
+    found: dict[str, dict] = {}
     with Kernels(PRELOAD, {"PYTHONHASHSEED": "0"}) as kernels:
         for engine in ("cold", "warm"):
             place = folder/engine/"stage"
