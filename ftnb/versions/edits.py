@@ -224,7 +224,7 @@ def module_changes(a: Version, b: Version, site: Settings) -> list[ModuleChange]
         elif None in texts:
             found.append(ModuleChange(path, kind, [], "its source is neither here nor in git"))
         else:
-            made = edits(*(pieces(text or "") for text in texts), path)
+            made = edits(pieces(texts[0] or ""), pieces(texts[1] or ""), path)
             same = all(e.kind == "words only" for e in made)
             found.append(ModuleChange(path, "words only" if same else kind, made))
     return found
