@@ -14,16 +14,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import faults
 import nbformat
 import pytest
+from toy import CELLS, toy_site, write_stage
 
 from ftnb.foundation.errors import BadInput, StudyFailed
-from ftnb.foundation.settings import Settings
+from ftnb.foundation.settings import Settings, Stated
 from ftnb.study.plan import ORDER, read_study
 from ftnb.study.reasons import explain
 from ftnb.study.runner import Outcome, perform
 from ftnb.study.versions import changed_files, kept_files, study_versions
-from toy import CELLS, toy_site, write_stage
 
 THREE = "study: toy\nquestion: Does it run?\nstages: [prepare, train, evaluate]\n"
 ALL = ("prepare", "train", "evaluate")
@@ -423,5 +424,38 @@ def test_every_stage_of_the_six_runs_side_by_side_where_it_may(tmp_path, monkeyp
     site = toy_site(tmp_path)
     outcome = run(site)
     assert outcome.executed == ORDER
-    undisturbed_one = run(site, force=True, cold=True)
-    assert undisturbed_one.version == outcome.version and not undisturbed_one.note.startswith("foll")
+    again = run(site, force=True, cold=True)
+    assert (again.version, again.new) == (outcome.version, False)
+
+
+# faults at durable operations
+
+def disturbed(folder: Path, kinds: tuple[str, ...], sample: int) -> dict[str, int]:
+    "Put faults at durable operations of a whole run; what was published is whole."
+    def here(home: Path) -> Settings: return Settings(home.resolve(), Stated(tracking_uri=""))
+
+    def prepare(home: Path) -> None:
+        toy_site(home)
+        study(here(home))
+
+    def believe(home: Path, ended: faults.Ended) -> None:
+        assert all(changed_files(v) == {} for v in study_versions("toy", here(home)))
+        assert not left_running(home.resolve())
+
+    def result(home: Path) -> tuple[list[int], dict[str, bytes]]:
+        versions = study_versions("toy", here(home))
+        return [v.number for v in versions], bytes_of(versions[-1].folder) if versions else {}
+
+    return faults.every_fault(folder, prepare, lambda home: run(here(home)), believe, result,
+                              kinds=kinds, sample=sample)
+
+
+def test_a_fault_at_a_durable_operation_is_survived(tmp_path):
+    assert disturbed(tmp_path, (faults.KILL,), 2) == {faults.KILL: 2}
+
+
+@pytest.mark.slow
+def test_faults_of_every_kind_are_survived(tmp_path):
+    done = disturbed(tmp_path, faults.KINDS, 20)
+    print(done)
+    assert all(n == 20 for n in done.values())
