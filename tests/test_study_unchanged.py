@@ -373,3 +373,10 @@ def test_the_door_adds_little_to_python_s_own_start(proof):
     times = [(seconds(*ours), seconds("-c", "pass")) for _ in range(9)]
     mine, bare = (min(t) for t in zip(*times, strict=True))
     assert mine < 2 * bare                          # 37 ms and 27 ms were measured
+
+
+def test_a_folder_that_is_gone_is_no_place_to_prove_anything(toy, monkeypatch):
+    (toy.root/"gone").mkdir()
+    monkeypatch.chdir(toy.root/"gone")
+    (toy.root/"gone").rmdir()
+    assert not toy.still()
