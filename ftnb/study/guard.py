@@ -281,6 +281,7 @@ def end(guard: Guard, order: dict[str, Any]) -> None:
     kill({order["pid"]})
     me = os.getpid()
     if order["last"]: kill({me}, frozenset({me, guard.zygote}))
+    if "id" in order: guard.line.say(id=order["id"])
 
 # %% ../../nbs/study/guard.ipynb #c28
 LIBRARY = (sys.prefix, sys.base_prefix)
