@@ -17,6 +17,8 @@ from ftnb.bias.groups import (
     sensitive_groupings,
     value_name,
 )
+from ftnb.bias.summaries import groupings_by_split
+from ftnb.evaluate.predict import Rows
 from ftnb.foundation.errors import BadInput
 
 N = 200
@@ -249,3 +251,17 @@ def test_hatexplain_targets_by_majority(public_data):
     by_hand = sum(sum("Women" in t for t in three) >= 2 for three in targets)
     assert made.overlapping and made.rows[made.groups.index("Women")] == by_hand
     assert "None" not in made.groups and isinstance(made, Grouping)
+
+
+def test_a_column_that_train_rows_lack_is_judged_where_it_is():
+    def rows(n, values):
+        names = [str(i) for i in range(n)]
+        return Rows(names, names, np.zeros(n, int), ["x"], None, {"who": values} if values else {})
+    some = [["a"], ["b"], ["c"], []] * 30
+    people = groupings_by_split(
+        {"train": rows(5000, None), "validation": rows(120, some), "test": rows(120, some)},
+        ["who", "who × who"], least=30)
+    assert people["test"][0].rows.tolist() == [30, 30, 30]     # nobody merged for 5,000 others
+    assert people["train"][0].groups == ("a", "b", "c") and not people["train"][0].grouped.any()
+    assert "60 rows naming no group" in people["test"][0].sentence
+    assert any("the train rows name no group" in s for s in people.sentences)

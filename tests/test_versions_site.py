@@ -4,6 +4,7 @@ import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def fake_version(site: Settings, study: str, n: int, accuracy: float = .84, verdict: str = "ship",
                  question: str = "Does it help?", modules: str = "a", measure: str = "accuracy",
-                 **train) -> Path:
+                 **train: Any) -> Path:
     "A version's folder as the runner leaves it, with numbers made up."
     folder = site.reports/study/str(n)
     found = Interval(accuracy, accuracy - .02, accuracy + .02).to_dict()
@@ -147,12 +148,15 @@ def test_no_reports_at_all(tmp_path):
 
 
 def test_what_changed_is_said(site):
-    a, b, c = (read_entry(open_version(fake_version(site, "toy", n, **more))) for n, more in [
-        (1, {"epochs": 8}), (2, {"epochs": 4, "new": 1}), (3, {"epochs": 4, "modules": "b"})])
+    given: list[dict[str, Any]] = [{"epochs": 8}, {"epochs": 4, "new": 1},
+                                   {"epochs": 4, "modules": "b"}]
+    a, b, c = (read_entry(open_version(fake_version(site, "toy", n, **more)))
+               for n, more in enumerate(given, 1))
     assert changes(a, b) == ["train.epochs 8 → 4"] and changes(b, c) == ["code"]
-    many = [read_entry(open_version(fake_version(site, "toy", n, **{f"p{i}": n for i in range(9)})))
-            for n in (4, 5)]
-    assert len(changes(*many)) == 5 and "5 more parameters" in changes(*many)[-1]
+    values: list[dict[str, Any]] = [{f"p{i}": n for i in range(9)} for n in (4, 5)]
+    d, e = (read_entry(open_version(fake_version(site, "toy", n, **more)))
+            for n, more in enumerate(values, 4))
+    assert len(changes(d, e)) == 5 and "5 more parameters" in changes(d, e)[-1]
 
 
 def test_numbers_follow_the_newest_decision(site):
@@ -191,7 +195,16 @@ def test_versions_that_cannot_be_compared_get_no_link(site):
     def compare(a, b): raise BadInput("no rows in common")
     for n in (1, 2): fake_version(site, "toy", n)
     write_site(None, site, compare, lambda v: None)
-    assert ">comparison</a>" not in (site.reports/"index.html").read_text()
+    html = (site.reports/"index.html").read_text()
+    assert ">comparison</a>" not in html and "not compared: no rows in common" in html
+
+
+def test_what_draws_and_compares_may_fail(site):
+    def compare(a, b): raise KeyError("rows")
+    def draw(version): raise KeyError("stages")
+    for n in (1, 2): fake_version(site, "toy", n)
+    page = write_site(None, site, compare, draw).page.read_text()
+    assert "toy@2" in page and "not compared" in page and "was made from" not in page
 
 
 def test_a_folder_of_its_own_holds_what_it_links_to(site, tmp_path):

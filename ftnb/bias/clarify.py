@@ -86,7 +86,7 @@ METRICS: dict[str, About] = {
         "> 0: the facet is over-represented among the rejected",
         "Sees only the strata it was given, and opposite disparities in them cancel."),
     "AD": About(
-        "Accuracy Difference (AD)", "accuracy, others − facet", "−1 to 1",
+        "Accuracy Difference (AD)", "accuracy of positive or not, others − facet", "−1 to 1",
         "> 0: the model is right more often for the others",
         "Blind to which errors: misses in one group may balance false alarms in the other."),
     "CDDPL": About(

@@ -319,9 +319,9 @@ class Counterfactuals:
         if not judged: return "insufficient data: no pairs of texts that mean the same"
         order = {FOUND: 0, NONE: 1, FEW: 2}
         worst = min(judged, key=lambda s: (order[s.verdict], -(s.excess or s.flip_rate).estimate))
-        others = len([s for s in judged if s.verdict == worst.verdict]) - 1
-        return worst.sentence + (f"; likewise {others} other axes" if others > 1 else
-                                 "; likewise another axis" if others else "")
+        others = [s.axis for s in judged if s.verdict == worst.verdict and s is not worst]
+        named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        return worst.sentence + (f"; likewise {named}" if others else "")
 
     def to_dict(self) -> dict:
         "The form it has in metrics.json."

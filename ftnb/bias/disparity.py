@@ -7,7 +7,7 @@ __all__ = ['RESERVE', 'STEADY', 'FOUND', 'SILENT', 'SHORT', 'FEW_CASES', 'standa
            'distances_of_means', 'shuffled', 'of_one_group', 'shuffled_sums', 'max_t', 'step_down', 'share_ends',
            'mean_ends', 'difference_ends', 'Measured', 'measured_counts', 'measured_rows', 'together_quantile',
            'critical', 'detectable', 'drawn_in', 'GroupValue', 'Disparity', 'sentence', 'disparities',
-           'disparity_table', 'group_table', 'disparity_picture', 'worst']
+           'disparity_table', 'group_table', 'gravest', 'disparity_picture', 'worst']
 
 # %% ../../nbs/bias/disparity.ipynb #c03
 from collections.abc import Sequence
@@ -866,19 +866,36 @@ def _few(g: GroupValue, d: Disparity) -> bool:
     x = g.value.estimate
     return d.share and bool(np.isfinite(x)) and round(g.rows * min(x, 1 - x)) < FEW_CASES
 
+# %% ../../nbs/bias/disparity.ipynb #c49c
+def gravest(
+    found: Sequence[Disparity],
+) -> Disparity | None:   # None: no answer
+    "Whose gap is surely the largest, by its nearer end; where none is found, the surest."
+    answered = [d for d in found if d.groups]
+    judged = [d for d in answered if not d.beside] or answered   # labels differ, too
+    sure = [d for d in judged if d.verdict == FOUND]
+    nearer = lambda i: max(i.low, -i.high)
+    if shares := [d for d in sure if d.share]:
+        return max(shares, key=lambda d: nearer(d[d.worst].against_rest))
+    return min(sure or judged, key=lambda d: (d.p_corrected, d.p), default=None)   # the first asked
+
 # %% ../../nbs/bias/disparity.ipynb #c52
 def disparity_picture(
     found: Disparity | Sequence[Disparity],  # of several, the most surely different are drawn
     most: int = 2,                           # questions to draw
 ) -> Picture:
     "Each group's value with its interval beside the value of all; diamonds differ from the rest."
-    chosen = [found] if isinstance(found, Disparity) else sorted(found, key=lambda d: d.p_corrected)
-    chosen = [d for d in chosen if d.groups][:most]
+    left = [found] if isinstance(found, Disparity) else list(found)
+    chosen: list[Disparity] = []
+    while len(chosen) < most and (d := gravest(left)):
+        chosen.append(d)
+        left = [x for x in left if x is not d]
     if not chosen: raise BadInput("no question that could be answered", "disparity_picture")
-    heights = [len(d.groups) + 1.6 for d in chosen]
+    heights = [len(d.groups) + 2. for d in chosen]
     with drawing(5.2, .26 * sum(heights) + .3, nrows=len(chosen), squeeze=False,
                  gridspec_kw={"height_ratios": heights}) as (fig, axes):
         for d, ax in zip(chosen, axes[:, 0], strict=True): _draw(d, ax)
+        axes[-1, 0].set_xlabel("dashed: all rows; diamonds: surely different")
         return picture(fig, " ".join(map(_alt, chosen)))
 
 
@@ -896,7 +913,8 @@ def _draw(d: Disparity, ax) -> None:
     ax.set_ylim(-.6, len(names) - .4)
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=5)
-    ax.set_title(f"{d.score}{f' ({d.unit})' if d.unit else ''} by {d.grouping}; dashed: all rows")
+    ax.set_title(f"{d.score}{f' ({d.unit})' if d.unit else ''} by {_short(d.grouping)}")
+
 
 
 def _short(name: str, most: int = 22) -> str:
@@ -915,14 +933,9 @@ def _alt(d: Disparity) -> str:
 def worst(
     found: Sequence[Disparity],
 ) -> dict | None:   # grouping, score, group, gap (Interval, > 0 is harm), p; None: no answer
-    "The largest gap: by its nearer end, if any was found; else the surest."
-    answered = [d for d in found if d.groups]
-    if not answered: return None
-    judged = [d for d in answered if not d.beside] or answered   # labels differ, too
-    sure = [d for d in judged if d.verdict == FOUND]
-    nearer = lambda i: max(i.low, -i.high)
-    if sure: d = max(sure, key=lambda d: nearer(d[d.worst].against_rest))
-    else: d = min(judged, key=lambda d: (d.p_corrected, d.p))      # of equals, the first asked
+    "The gravest gap as numbers."
+    d = gravest(found)
+    if d is None: return None
     g = d[d.worst]
     i, harm = g.against_rest, {"better": -1, "worse": 1}.get(d.higher_is, 0)
     sign = 1 if i.estimate >= 0 else -1

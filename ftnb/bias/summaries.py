@@ -7,6 +7,7 @@ __all__ = ['ANY_LABEL', 'People', 'groupings_by_split', 'Clarified', 'clarified'
            'Probed', 'meanings', 'probe_scores', 'skeleton', 'probed', 'overall', 'bias_facts', 'front_numbers']
 
 # %% ../../nbs/bias/summaries.ipynb #c03
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +24,10 @@ from ftnb.bias.disparity import (
     Disparity,
     disparities,
     disparity_table,
+    gravest,
     worst,
 )
-from .groups import Grouping, sensitive_groupings
+from .groups import Grouping, names_in, sensitive_groupings
 from .identity import Pair, Terms, load_terms
 from .mitigation import Mitigations, mitigations, see
 from .probes import probe_rows
@@ -75,15 +77,26 @@ def groupings_by_split(
     bands: int = 4,               # that measurements are cut into
 ) -> People:
     "The groups that columns name, alike in every split."
-    parts, sizes = list(splits), [len(splits[s]) for s in splits]
-    known = sorted({c for rows in splits.values() for c in rows.columns})
-    columns = {c: [v for rows in splits.values() for v in rows.columns.get(c, [None] * len(rows))]
-               for c in known}
-    scaled = max(least, round(least * sum(sizes) / max(len(splits["test"]), 1)))
-    found = sensitive_groupings(columns, names, least=scaled, bands=bands)
-    ends = np.cumsum([0, *sizes])
-    return People({s: [g.take(np.arange(ends[i], ends[i + 1])) for g in found]
-                   for i, s in enumerate(parts)})
+    made: dict[str, list[Grouping]] = {s: [] for s in splits}
+    for name in dict.fromkeys(names):
+        there = [s for s in splits if _names_some(splits[s], name)] or list(splits)
+        sizes = [len(splits[s]) for s in there]
+        known = sorted({c for s in there for c in splits[s].columns})
+        columns = {c: [v for s in there for v in splits[s].columns.get(c, [None] * len(splits[s]))]
+                   for c in known}
+        scaled = max(least, round(least * sum(sizes) / max(len(splits["test"]), 1)))
+        [g] = sensitive_groupings(columns, [name], least=scaled, bands=bands)
+        ends = dict(zip(there, np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]), strict=True))
+        for s, rows in splits.items():
+            none = replace(g, member=np.zeros((len(rows), len(g.groups)), bool))
+            made[s].append(g.take(ends[s]) if s in ends else none)
+    return People(made)
+
+
+def _names_some(rows: Rows, name: str) -> bool:
+    "Whether a split has any value in a column, or in every column of an intersection."
+    columns = [name] if name in rows.columns else re.split(r"\s*[×*]\s*", name)
+    return all(any(names_in(v) for v in rows.columns.get(c, ())) for c in columns)
 
 # %% ../../nbs/bias/summaries.ipynb #c09
 ANY_LABEL = ("CI", "KL", "JS", "LP", "TVD", "KS")   # metrics that need no positive label
@@ -335,7 +348,7 @@ def overall(
     blind = [d for d in asked if d.verdict == SHORT]
     many = f"{len(asked)} question{'s' * (len(asked) > 1)}"
     if wrong:
-        first = min(wrong, key=lambda d: (d.beside, d.p_corrected, d.p)).sentence
+        first = gravest(wrong).sentence  # type: ignore[union-attr]
         more = f" ({len(wrong)} of {many} show a difference.)" if len(asked) > 1 else ""
         return FOUND, first + more
     if len(blind) == len(asked): return SHORT, blind[0].sentence
@@ -381,5 +394,5 @@ def front_numbers(
     if largest := worst([d for d in asked if d.share]):
         numbers.append((f"{largest['score']}: worse for {largest['group']} by", largest["gap"]))
     if swapped and swapped.flip_rate:
-        numbers.append(("answers that flip when somebody else asks", swapped.flip_rate))
+        numbers.append(("answers that flip when people are exchanged", swapped.flip_rate))
     return numbers

@@ -10,7 +10,7 @@ __all__ = ['FUNCTION', 'HASHES', 'bare', 'text_diff', 'Edit', 'code_cells', 'edi
 import ast
 import hashlib
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher, unified_diff
 from pathlib import Path
@@ -31,7 +31,7 @@ def bare(source: str) -> str:
         body = getattr(node, "body", None)
         owns = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if owns and body and isinstance(body[0], ast.Expr) and _is_text(body[0].value):
-            node.body = body[1:]
+            node.body = body[1:]  # type: ignore[attr-defined]
     return ast.unparse(tree)
 
 
@@ -224,7 +224,7 @@ def module_changes(a: Version, b: Version, site: Settings) -> list[ModuleChange]
         elif None in texts:
             found.append(ModuleChange(path, kind, [], "its source is neither here nor in git"))
         else:
-            made = edits(pieces(texts[0]), pieces(texts[1]), path)
+            made = edits(pieces(texts[0] or ""), pieces(texts[1] or ""), path)
             same = all(e.kind == "words only" for e in made)
             found.append(ModuleChange(path, "words only" if same else kind, made))
     return found
@@ -244,7 +244,8 @@ class CodeChanges:
         "The finding, in words."
         real = [e for e in self.cells if e.kind != "words only"]
         modules = [m for m in self.modules if m.kind != "words only"]
-        counts = [(real, "cell", "cells"), (modules, "module", "modules"),
+        counts: list[tuple[Sized, str, str]] = [
+            (real, "cell", "cells"), (modules, "module", "modules"),
                   (self.packages, "package", "packages"),
                   (self.machine, "machine fact", "machine facts")]
         said = [f"{len(x):,} {one if len(x) == 1 else more}" for x, one, more in counts if x]

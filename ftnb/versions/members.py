@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RANGE', 'Schemas', 'HOW', 'LISTED', 'alternatives', 'spelled_out', 'from_yaml', 'is_list', 'as_text', 'Sheet', 'find',
-           'grid', 'read_list', 'flat', 'Watched', 'once', 'look', 'Member', 'Checker', 'read_members', 'checked_base',
-           'twice', 'unique', 'same_twice', 'prefixes', 'in_order']
+           'grid', 'read_list', 'flat', 'Watched', 'once', 'look', 'Member', 'Checker', 'read_members',
+           'seen_from_root', 'checked_base', 'twice', 'unique', 'same_twice', 'prefixes', 'in_order']
 
 # %% ../../nbs/versions/members.ipynb #c03
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from shlex import quote
 from typing import Any, get_origin
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ..foundation.errors import BadInput
@@ -73,7 +73,7 @@ def from_yaml(text: str, parameter: Parameter | None) -> list[str]:
 
 def is_list(parameter: Parameter | None) -> bool:
     "Whether the parameter's values are lists."
-    return bool(parameter) and any(get_origin(t) is list for t in flatten(parameter.type))
+    return parameter is not None and any(get_origin(t) is list for t in flatten(parameter.type))
 
 
 def as_text(value: Any, parameter: Parameter | None) -> str:
@@ -125,6 +125,7 @@ HOW = "write 1,2,4 or 1..5 or, for values with commas, [[a,b],[c]]"
 # %% ../../nbs/versions/members.ipynb #c14
 def read_list(file: Path, schemas: Schemas) -> tuple[list[Sheet], list[Problem]]:
     "The sheets that a file lists, and what is wrong with it."
+    content: Any = None
     try: content = YAML(typ="rt").load(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError: return [], [Problem("no such list", 0, str(file))]
     except MarkedYAMLError as e:
@@ -132,7 +133,7 @@ def read_list(file: Path, schemas: Schemas) -> tuple[list[Sheet], list[Problem]]
         return [], [Problem(f"not readable as YAML: {e.problem}", line, f"{file} line {line}")]
     except (OSError, ValueError, YAMLError) as e:
         return [], [Problem(f"can't read the list: {e}", 0, str(file))]
-    if not isinstance(content, list) or not content:
+    if not isinstance(content, CommentedSeq) or not content:
         return [], [Problem("a list of parameter sets is needed", 1, str(file), LISTED)]
     sheets, found = [], []
     for item, (line, _) in zip(content, map(content.lc.item, range(len(content))), strict=True):
@@ -184,11 +185,11 @@ def once(check: Callable[[Any], object]) -> Callable[[Any], BadInput | None]:
     def ask(values: Mapping[str, Mapping[str, Any]]) -> BadInput | None:
         for seen, answer in known:
             if all(look(values, path) == value for path, value in seen.items()): return answer
-        seen: dict[tuple, Any] = {}
+        looked: dict[tuple, Any] = {}
         answer = None
-        try: check(Watched(values, seen))
+        try: check(Watched(values, looked))
         except BadInput as e: answer = e
-        known.append((seen, answer))
+        known.append((looked, answer))
         return answer
     return ask
 
@@ -277,9 +278,16 @@ def read_members(
         found += wrong
     found = unique(found) or same_twice(sheets, plans)
     if found: raise BadStudy(found)
-    name = Path(os.path.relpath(file.resolve(), site.root)).as_posix()
+    name = seen_from_root(file, site)
     return [Member(n, s, p, name)
             for n, (s, p) in enumerate(zip(sheets, plans, strict=True), 1) if p]
+
+
+def seen_from_root(file: Path, site: Settings) -> str:
+    "A file as a report may name it: from the repository's folder; outside of it, by name alone."
+    full = file.resolve()
+    inside = full.is_relative_to(site.root.resolve())
+    return full.relative_to(site.root.resolve()).as_posix() if inside else full.name
 
 
 def checked_base(file: Path, sheets: Sequence[Sheet], schemas: Schemas,

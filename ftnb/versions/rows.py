@@ -52,9 +52,9 @@ PASSES: tuple[Callable[[Row], Hashable], ...] = (
 
 
 def partners(
-    a: Sequence[Row],
-    b: Sequence[Row],
-    passes: Sequence[Callable[[Row], Hashable]] = PASSES,   # from strict to loose
+    a: Sequence[Any],   # rows, or whatever the passes know
+    b: Sequence[Any],
+    passes: Sequence[Callable[[Any], Hashable]] = PASSES,   # from strict to loose
 ) -> list[tuple[int, int]]:   # places in a and b, ordered by the place in b
     "Which row of b is which row of a."
     found: list[tuple[int, int]] = []
@@ -127,7 +127,8 @@ def compare_rows(
     "Rows of two versions, by content."
     pairs = partners(a, b)
     kept, found_again = {i for i, _ in pairs}, {j for _, j in pairs}
-    events = [("removed", row, None) for i, row in enumerate(a) if i not in kept]
+    events: list[tuple[str, Any, Any]] = [
+        ("removed", row, None) for i, row in enumerate(a) if i not in kept]
     events += [("added", None, row) for j, row in enumerate(b) if j not in found_again]
     events += [(kind, a[i], b[j]) for i, j in pairs for kind in _kind(a[i], b[j])]
     kinds: dict[str, Counter] = defaultdict(Counter)
@@ -168,7 +169,7 @@ def compare_digests(
     "Rows of two versions, by digest."
     rows = [[{"split": split, "text": digest, "label": ""} for split, names in side.items()
              for digest in names] for side in (a, b)]
-    found = compare_rows(*rows, shown=0)
+    found = compare_rows(rows[0], rows[1], shown=0)
     return replace(found, by="digests", examples={}, columns=([], []), labels=([], []), said=(
         "Only digests of the rows are here: a row with another label or id counts as one removed "
         "and one added, and no text can be shown."))
