@@ -2565,6 +2565,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ftnb.study.runner.Run.reads_now': ('study/runner.html#run.reads_now', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.Run.workbench': ('study/runner.html#run.workbench', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.Stage': ('study/runner.html#stage', 'ftnb/study/runner.py'),
+                                   'ftnb.study.runner.Stage.imports': ('study/runner.html#stage.imports', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.apart': ('study/runner.html#apart', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.carry_out': ('study/runner.html#carry_out', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.check_writable': ('study/runner.html#check_writable', 'ftnb/study/runner.py'),
