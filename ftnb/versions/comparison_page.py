@@ -53,7 +53,7 @@ def data_part(rows: RowChanges, most: int = 120) -> dict[str, Any]:
     "The rows that changed."
     counts = [[kind, where, f"{n:,}"] for kind, found in rows.kinds.items()
               for where, n in found.items()]
-    counts += [["relabelled", pair, f"{n:,}"] for pair, n in list(rows.relabels.items())[:8]]
+    counts += [["of these", pair, f"{n:,}"] for pair, n in list(rows.relabels.items())[:8]]
     for what, (old, new) in (("column", rows.columns), ("label", rows.labels)):
         counts += [[f"{what} removed", name, ""] for name in old if name not in new]
         counts += [[f"{what} added", name, ""] for name in new if name not in old]

@@ -224,8 +224,8 @@ def profile_drift(
 def drift_table(made: Sequence[Drift]) -> Table:
     "Drift for people."
     return table(pd.DataFrame([{
-        "split": d.split, "feature": d.feature, "PSI": f"{d.psi:.3f}",
-        "by chance up to": f"{d.chance:.3f}",
-        "Jensen–Shannon, bits": f"{d.divergence:.3f}", "p after Holm": f"{d.p_corrected:.3f}",
-        "verdict": d.verdict, "most": d.said} for d in made]),
+        "split": d.split, "feature": d.feature, "verdict": d.verdict, "most": d.said,
+        "PSI": f"{d.psi:.3f}", "by chance up to": f"{d.chance:.3f}",
+        "Jensen–Shannon, bits": f"{d.divergence:.3f}", "p after Holm": f"{d.p_corrected:.3f}"}
+        for d in made]),
         "by chance up to: the PSI that other rows of the same kind would exceed in 5 % of draws")
