@@ -48,7 +48,7 @@ ENDS = {"de": [".", "! Bitte schnell."], "zh": ["。", "，请帮忙！"], "ar":
 
 def rows(language: str) -> list[dict]:
     "96 texts with gender, and columns that no study should have."
-    rng, made = np.random.default_rng(0), []
+    rng, made = np.random.default_rng(0), list[dict]()
     for end in ENDS[language]:
         for wish, label in WISHES[language]:
             for who, gender in PEOPLE[language]:

@@ -183,7 +183,7 @@ def test_prov_tools_find_what_the_model_came_from(version):
         PREFIX prov: <http://www.w3.org/ns/prov#> PREFIX s: <http://schema.org/>
         SELECT ?name WHERE {
             <http://x/#output/train.model/> prov:wasDerivedFrom+ ?from . ?from s:name ?name }""")
-    assert {str(row["name"]) for row in found} == {   # type: ignore[index]
+    assert {str(row["name"]) for row in found} == {   # type: ignore
         "a-model", "prepare.examples", "data.csv", "ftnb/data/names.json", "notes.txt"}
 
 

@@ -321,6 +321,7 @@ def test_nothing_outlives_a_killed_runner(tmp_path, preload):
 
 
 @linux
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_guard(tmp_path):
     runner, them = begin(tmp_path, [], JOB)
     kernel, guard, _ = map(int, (tmp_path/"kernel").read_text().split())
@@ -333,7 +334,8 @@ def test_nothing_outlives_a_killed_guard(tmp_path):
 
 
 @linux
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sign", [
+    signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_once(tmp_path, sign):
     "Ctrl-C ends cell, job and kernel, and the notebook is saved; SIGTERM ends all at once."
     runner, them = begin(tmp_path, [], JOB)

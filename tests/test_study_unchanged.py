@@ -18,7 +18,7 @@ from toy import toy_site
 from ftnb.foundation import settings as full
 from ftnb.foundation.settings import Settings, settings
 from ftnb.study import unchanged
-from ftnb.study.unchanged import asked, proof_file, proven, record_proof, said
+from ftnb.study.unchanged import Asked, proof_file, proven, record_proof, said
 from ftnb.study.usage import stages_made
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -266,7 +266,7 @@ def test_a_temporary_file_among_the_versions_does_no_harm(toy):
 @profile(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_flipped_bit_proves_nothing(toy, where, flip):
     if not toy.still(): assert toy.find_out()
-    circumstances = asked(["run", str(toy.study)]).circumstances(str(toy.root))
+    circumstances = Asked(str(toy.study), []).circumstances(str(toy.root))
     file = Path(proof_file(str(toy.site.store), circumstances))
     whole = bytearray(file.read_bytes())
     damaged = bytearray(whole)
@@ -373,3 +373,10 @@ def test_the_door_adds_little_to_python_s_own_start(proof):
     times = [(seconds(*ours), seconds("-c", "pass")) for _ in range(9)]
     mine, bare = (min(t) for t in zip(*times, strict=True))
     assert mine < 2 * bare                          # 37 ms and 27 ms were measured
+
+
+def test_a_folder_that_is_gone_is_no_place_to_prove_anything(toy, monkeypatch):
+    (toy.root/"gone").mkdir()
+    monkeypatch.chdir(toy.root/"gone")
+    (toy.root/"gone").rmdir()
+    assert not toy.still()

@@ -82,7 +82,7 @@ SOURCES = [p.read_text() for p in MODULES[::6]] + [
 def test_what_is_no_code_changes_no_hash(source, random):
     lines = source.split("\n")
     texts = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant | ast.JoinedStr)]
-    inside = {n for t in texts for n in range(t.lineno, t.end_lineno)}   # lines that end in a text
+    inside = {n for t in texts for n in range(t.lineno, t.end_lineno or 0)}   # lines within a text
     inside |= {n for n, line in enumerate(lines, 1) if line.endswith("\\")}
     for n in sorted(random.sample(range(len(lines)), min(8, len(lines))), reverse=True):
         if n + 1 in inside or n in inside: continue

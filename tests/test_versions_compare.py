@@ -83,7 +83,9 @@ def test_rows_of_versions(toys):
 def test_a_kept_file_that_was_changed_does_not_count(toys, tmp_path):
     a = make_version(tmp_path, 1, Made(ROWS[:60]))
     site = Settings(tmp_path, Stated())
-    file = handed_on(a, site, "prepare", "examples")/"test.jsonl"
+    folder = handed_on(a, site, "prepare", "examples")
+    assert folder
+    file = folder/"test.jsonl"
     write_text(file, file.read_text().replace("stop", "halt"))
     assert handed_on(a, site, "prepare", "examples") is None
     assert row_changes(a, a, site).by == "digests"
@@ -98,7 +100,7 @@ def test_partly_common_rows_are_paired_and_counted(toys):
     tests = [[r for r in side if r["split"] == "test"] for side in (ROWS, ROWS[4:])]
     assert found.rows == (len(tests[0]), len(tests[1])) and not found.whole
     assert found.common + found.relabelled <= min(found.rows) and found.relabelled > 0
-    assert found.pair.grouped and f"{found.common:,} test rows" in found.sentence
+    assert found.pair and found.pair.grouped and f"{found.common:,} test rows" in found.sentence
 
 
 def test_pairing_is_refused_with_the_reason(toys):
@@ -135,11 +137,13 @@ def test_without_kept_files_both_intervals_are_used(toys):
 def test_joined_groups_cross_no_group(rows):
     a, b = np.array(rows).T
     joined = joined_groups(a, b)
+    assert joined is not None
     for mine in (a, b):
         for g in set(mine): assert len(set(joined[mine == g])) == 1
     finest = {frozenset(np.flatnonzero(joined == g)) for g in set(joined)}
     for part in finest:   # and no coarser than need be: each part hangs together
-        seen, todo = set(), [min(part)]
+        seen: set[int] = set()
+        todo = [int(min(part))]
         while todo:
             i = todo.pop()
             if i in seen: continue
@@ -294,7 +298,8 @@ def test_intervals_with_seeds_cover(k, runs=3000, rows=400, spread=.02):
         gain = sides[1][0] * 1. - sides[0][0]
         reach = 1.966 * gain.std(ddof=1) / rows**.5
         one = Interval(gain.mean(), gain.mean() - reach, gain.mean() + reach)
-        found = seeds.with_seeds(*(s.mean(1).tolist() for s in sides), one, rows)
+        old, new = (s.mean(1).tolist() for s in sides)
+        found = seeds.with_seeds(old, new, one, rows)
         held.append(.03 in found.change)
     print("with seeds", k, "covers", np.mean(held))
     assert np.mean(held) >= .93
@@ -303,8 +308,9 @@ def test_intervals_with_seeds_cover(k, runs=3000, rows=400, spread=.02):
 @pytest.mark.slow
 @pytest.mark.parametrize("score", ["accuracy", "log loss"])
 def test_changes_of_gaps_cover(score, runs=2000):
-    from ftnb.evaluate.counts import log_losses
     from compare_worlds import world
+
+    from ftnb.evaluate.counts import log_losses
     w, rng, held = world(classes=3, largest=3, seed=4), np.random.default_rng(5), []
     member = np.random.default_rng(6).random(len(w.truth)) < .15
     w = replace(w, b=np.where(member[:, None], .5 * w.b + .5 * w.a, w.b))
@@ -324,9 +330,10 @@ def test_changes_of_gaps_cover(score, runs=2000):
 
 @pytest.mark.slow
 def test_versions_that_were_really_run(tmp_path):
+    from toy import toy_site
+
     from ftnb.study.plan import read_study
     from ftnb.study.runner import run_study
-    from toy import toy_site
     site = toy_site(tmp_path)
     file = tmp_path/"params"/"toy.yaml"
     a, b = (run_study(read_study(file, given, site), site=site)[0]

@@ -7,7 +7,7 @@ from compare_worlds import metrics, world
 from ftnb.foundation.intervals import Interval
 from ftnb.versions import differences as d
 
-CELLS = {   # name → world, groups drawn
+CELLS: dict[str, tuple[dict, int]] = {   # name → world, groups drawn
     "2 classes, 150 rows": (dict(classes=2), 150),
     "4 classes, 400 rows": (dict(classes=4), 400),
     "4 classes, 80 groups of 1 to 8": (dict(classes=4, largest=8), 80),
@@ -32,6 +32,27 @@ def equal(about):
     "The same world with two models that are equally good."
     strength = about.get("strength", (2.5, 3.2))[0]
     return about | dict(strength=(strength, strength), overconfident=(1.2, 1.2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
+def test_intervals_cover(cell):
+    "93 to 97 % of intervals hold the planted difference; a calibration error near 0 may do better."
+    about, groups = CELLS[cell]
+    held, _ = simulate(world(**about, seed=1), groups, 2000)
+    print(cell, "covers", {k: round(float(v), 4) for k, v in held.items()})
+    slack = 2 * (.05 * .95 / 2000)**.5
+    assert all(.93 - slack <= v <= .97 + slack for v in held.values()), held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
+def test_false_alarms(cell):
+    "Of equally good models, at most 5 % are told apart in any of ten metrics."
+    about, groups = CELLS[cell]
+    _, alarms = simulate(world(**equal(about), seed=1), groups, 2000)
+    print(cell, "false alarms", alarms)
+    assert alarms <= .05 + 2 * (.05 * .95 / 2000)**.5
 
 
 @pytest.fixture(scope="module")

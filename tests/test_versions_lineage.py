@@ -143,7 +143,7 @@ def test_rows_are_found_as_by_a_search_through_everything(tmp_path_factory, seed
         assert sorted((u.version, u.how) for u in found) == expected
         said = {v for v, rows in drawn.items()
                 if row["text"] in {r["text"] for some in rows.values() for r in some}}
-        assert set(uses(row["text"], site, "row").versions) == said
+        assert set(uses(str(row["text"]), site, "row").versions) == said
 
 
 # -- backward -----------------------------------------------------------------------------------

@@ -195,7 +195,16 @@ def test_versions_that_cannot_be_compared_get_no_link(site):
     def compare(a, b): raise BadInput("no rows in common")
     for n in (1, 2): fake_version(site, "toy", n)
     write_site(None, site, compare, lambda v: None)
-    assert ">comparison</a>" not in (site.reports/"index.html").read_text()
+    html = (site.reports/"index.html").read_text()
+    assert ">comparison</a>" not in html and "not compared: no rows in common" in html
+
+
+def test_what_draws_and_compares_may_fail(site):
+    def compare(a, b): raise KeyError("rows")
+    def draw(version): raise KeyError("stages")
+    for n in (1, 2): fake_version(site, "toy", n)
+    page = write_site(None, site, compare, draw).page.read_text()
+    assert "toy@2" in page and "not compared" in page and "was made from" not in page
 
 
 def test_a_folder_of_its_own_holds_what_it_links_to(site, tmp_path):

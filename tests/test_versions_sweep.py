@@ -132,6 +132,23 @@ def test_a_failed_member_is_recorded_and_the_others_go_on(site):
     assert run_sweep(request, site, run=run, say=quiet).number == 2      # done: nothing runs
 
 
+def test_what_names_this_machine_is_left_out_of_failures(site):
+    home = f"{site.root}/data.csv"
+    def run(plan, there): raise BadInput(f"no column in {home}", "stage prepare, cell 3")
+    sweep = run_sweep(Request(study(site), ("train.factor=1,2",)), site, run=run, say=quiet)
+    assert str(site.root) not in (sweep.folder/"sweep.json").read_text()
+    assert sweep.failed[0]["failure"]["what"].startswith("no column in …")
+
+
+def test_studies_of_one_name_are_not_taken_for_each_other(site, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "other")]
+    for folder in folders: (folder/"toy.yaml").write_text((site.root/TOY).read_text())
+    asked = [Request(str(folder/"toy.yaml"), ("train.factor=1,2",)) for folder in folders]
+    sweep = run_sweep(asked[0], site, run=formula, say=quiet)
+    assert done_already(asked[0], site) and done_already(asked[1], site) is None
+    assert "toy.yaml" in sweep.page.read_text() and "one" not in str(sweep.facts["request"])
+
+
 def test_the_same_failure_again_is_the_same_version(site):
     def run(plan, site): raise BadInput("no such column", "stage prepare, cell 3")
     request = Request(study(site), ("train.factor=1,2",))
@@ -427,6 +444,12 @@ def test_the_same_seeds_give_the_same_report(seeded):
     whole = {"study": "<script>alert(1)</script>", "question": "<b>?", "fingerprint": "", **one}
     html = page(whole)
     assert page(whole) == html and "<script>alert" not in html and "<b>?" not in html
+
+
+def test_intervals_stay_where_numbers_can_be(seeded):
+    results = made(seeded, [.99] * 20, np.random.default_rng(0), seeds=.3)
+    found, _ = standings(results, ACCURACY)
+    assert all(0 <= s.test["low"] <= s.test["high"] <= 1 for s in found if s.test)
 
 
 def test_scores_of_the_first_criterion(twelve):

@@ -106,7 +106,9 @@ def test_a_study_that_fails_says_so_and_keeps_the_evidence(toy):
     write_stage(site, "prepare", [*CELLS["prepare"], "1 / 0"])
     with pytest.raises(StudyFailed, match="ZeroDivisionError") as e:
         verify(version, site, quiet=True)
-    assert "stage prepare" in e.value.where and "ftnb-room-" in e.value.fix
+    room = Path(e.value.fix.rpartition(" ")[2])
+    assert "stage prepare" in e.value.where and list(room.glob("store/runs/*/notebooks/*.ipynb"))
+    isolation.remove_room(room)
 
 
 def test_one_changed_byte_of_every_file_is_found_before_anything_runs(toy, monkeypatch):

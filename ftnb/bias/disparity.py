@@ -885,7 +885,8 @@ def disparity_picture(
     most: int = 2,                           # questions to draw
 ) -> Picture:
     "Each group's value with its interval beside the value of all; diamonds differ from the rest."
-    left, chosen = [found] if isinstance(found, Disparity) else list(found), []
+    left = [found] if isinstance(found, Disparity) else list(found)
+    chosen: list[Disparity] = []
     while len(chosen) < most and (d := gravest(left)):
         chosen.append(d)
         left = [x for x in left if x is not d]

@@ -263,7 +263,7 @@ def compare(
     average = lambda m: macro(f1(m), m)
     f_a, f_b = (from_counts(average, truth, q, classes) for q in (a, b))
     d = value_difference(lambda w: f_a(w) - f_b(w), n, groups, level, replicates // 2, seed)
-    p = swap(average, truth, a, b, classes, groups, max(permutations // 4, 1), seed)
+    p = float(swap(average, truth, a, b, classes, groups, max(permutations // 4, 1), seed))
     found.append(
         Comparison("macro_f1", model, other, d, p, "swaps by group" if grouped else "swaps")
     )

@@ -144,7 +144,9 @@ class Talk:
             while process.poll() is None and time.monotonic() < until: await asyncio.sleep(.005)
             self.client.stop_channels()
         self.client.context.destroy(linger=0)
-        process.end(process)
+        if gone := process.end(process):
+            with suppress(ConnectionError, TimeoutError):
+                await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(gone)), self.grace)
         until = time.monotonic() + self.grace
         while process.poll() is None and time.monotonic() < until: await asyncio.sleep(.005)
 

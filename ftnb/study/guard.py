@@ -239,7 +239,9 @@ class Guard:
             for pid in self.peaks: self.peaks[pid] = max(self.peaks[pid], resident(pid))
             self.reap()
         kill({os.getpid()}, frozenset({os.getpid()}))
-        self.reap()
+        signal.alarm(2)                  # what can't be killed isn't waited for
+        with suppress(ChildProcessError):
+            while True: os.wait4(-1, 0)  # so that what they used counts for our own parent
 
     def reap(self) -> None:
         "Tell of every process that has ended: how, and what it and its children used."
@@ -279,6 +281,7 @@ def end(guard: Guard, order: dict[str, Any]) -> None:
     kill({order["pid"]})
     me = os.getpid()
     if order["last"]: kill({me}, frozenset({me, guard.zygote}))
+    if "id" in order: guard.line.say(id=order["id"])
 
 # %% ../../nbs/study/guard.ipynb #c28
 LIBRARY = (sys.prefix, sys.base_prefix)

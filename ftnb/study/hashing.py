@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Signature', 'RACY', 'KIND', 'KEPT', 'signature', 'numbers', 'racy', 'read_still', 'read_checked', 'write_checked',
-           'Memory', 'locked', 'Hashes']
+           'Memory', 'locked', 'FileHashes', 'Hashes']
 
 # %% ../../nbs/study/hashing.ipynb #c03
 import hashlib
@@ -119,7 +119,7 @@ class Memory:
             write_checked(self.file, KIND, merged)
         self.entries, self.new, self.damage = merged, {}, ""
 
-
+# %% ../../nbs/study/hashing.ipynb #c20
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     "Hold a folder, where the system has such locks."
@@ -133,20 +133,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally: os.close(descriptor)      # and with it, the lock
 
-# %% ../../nbs/study/hashing.ipynb #c21
-class Hashes(Memory):
-    "SHA-256 of files and folders, looked up as long as they can't have changed."
-    signature = staticmethod(signature)
-
-    def of(self, path: Path | str) -> str:
-        "SHA-256 of a file's content, or of a folder's names and contents."
-        key = os.path.abspath(path)
-        self.asked.add(key)
-        try:
-            s = os.stat(path)
-            return self._folder(key) if S_ISDIR(s.st_mode) else self._file(key, numbers(s))
-        except FileNotFoundError: raise BadInput("no such file or folder", str(path)) from None
-        except OSError as e: raise BadInput(f"can't be read: {e.strerror}", str(path)) from e
+# %% ../../nbs/study/hashing.ipynb #c22
+class FileHashes(Memory):
+    "SHA-256 of files, and what was derived from them, as long as they can't have changed."
 
     def derived(
         self,
@@ -167,11 +156,6 @@ class Hashes(Memory):
         self.keep(key, seen, moment, digest, {name: value})
         return value
 
-    def _folder(self, home: str) -> str:
-        self.walked.add(home)
-        paths = ((name, f"{home}/{name}") for name in files_below(home))
-        return sha256_of_folder({name: self._file(p, signature(p)) for name, p in paths})
-
     def _file(self, path: str, seen: Signature) -> str:
         entry = self.entries.get(path)
         if entry and tuple(entry[:4]) == seen: return entry[4]
@@ -180,3 +164,23 @@ class Hashes(Memory):
         content, seen, moment = read_still(path, read, self.clock)
         self.keep(path, seen, moment, content, {})
         return content
+
+# %% ../../nbs/study/hashing.ipynb #c23
+class Hashes(FileHashes):
+    "SHA-256 of files and folders, looked up as long as they can't have changed."
+    signature = staticmethod(signature)
+
+    def of(self, path: Path | str) -> str:
+        "SHA-256 of a file's content, or of a folder's names and contents."
+        key = os.path.abspath(path)
+        self.asked.add(key)
+        try:
+            s = os.stat(path)
+            return self._folder(key) if S_ISDIR(s.st_mode) else self._file(key, numbers(s))
+        except FileNotFoundError: raise BadInput("no such file or folder", str(path)) from None
+        except OSError as e: raise BadInput(f"can't be read: {e.strerror}", str(path)) from e
+
+    def _folder(self, home: str) -> str:
+        self.walked.add(home)
+        paths = ((name, f"{home}/{name}") for name in files_below(home))
+        return sha256_of_folder({name: self._file(p, signature(p)) for name, p in paths})

@@ -88,7 +88,7 @@ def ask() -> Installed:
     found.asked = sorted({n for n, _ in found.needs.get("ftnb", [])})
     return found
 
-
+# %% ../../nbs/study/installed.ipynb #c14
 def _requirements(stated: list[str]) -> tuple[Needs, dict[str, Needs]]:
     "Requirements that hold here: without an extra, and by extra."
     from packaging.requirements import InvalidRequirement, Requirement
@@ -117,7 +117,7 @@ def _edited(direct_url: str) -> str:
     edits = said.get("dir_info", {}).get("editable")
     return url2pathname(urlsplit(said["url"]).path) if edits else ""
 
-# %% ../../nbs/study/installed.ipynb #c17
+# %% ../../nbs/study/installed.ipynb #c18
 KIND = "ftnb/installed/1"
 
 

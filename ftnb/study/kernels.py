@@ -53,7 +53,7 @@ class Process:
     engine: str                      # "warm" or "cold"
     why: str                         # why it's cold; empty when warm
     log: Path                        # what it wrote before or beside the notebook
-    end: Callable[["Process"], None] = field(repr=False)  # ends it and all below
+    end: Callable[["Process"], Future | None] = field(repr=False)  # ends it and all below
     code: int | None = None          # exit code, or minus the signal
     cpu_seconds: float = 0.0         # its own and those of its children
     peak_bytes: int = 0              # of memory, it and its children
@@ -219,11 +219,11 @@ class Launching(Guarded):
         self.line.tell(do="watch", pid=pid)
         return process
 
-    def end(self, process: Process) -> None:
-        "End a kernel and all that is below it."
+    def end(self, process: Process) -> Future:
+        "End a kernel and all that is below it; done when they are gone."
         with self.lock:
             others = self.starting or self.processes.keys() - {process.pid}
-            self.line.tell(do="end", pid=process.pid, last=not others)
+            return self.line.ask(do="end", pid=process.pid, last=not others)
 
 # %% ../../nbs/study/kernels.ipynb #c19
 PATIENCE, IMPORTS = 30, 600  # seconds that a copy may take, and that one may with all imports

@@ -46,6 +46,10 @@ class Stage:
     needs: tuple[str, ...]    # earlier stages that it may receive from
     code: tuple[Path, ...] = field(default=(), repr=False)  # its notebook and our modules
 
+    def imports(self) -> list[str]:
+        "What its code imports of packages that aren't ours."
+        return imported(text for file in self.code for text in code_of(file))
+
 
 def look_at(plan: Plan, site: Settings, hashes: Hashes) -> dict[str, Stage]:
     "Every stage of a plan, in order."
@@ -120,9 +124,8 @@ class Run:
         "The run's kernels; what its stages import is imported once, when the first one runs."
         with self.table:
             if self._kernels is None:
-                files = {p for s in self.stages.values() for p in s.code}
-                texts = [text for p in sorted(files) for text in code_of(p)]
-                preload = [] if self.cold else imported(texts)
+                names = [n for s in self.stages.values() for n in s.imports()]
+                preload = [] if self.cold else list(dict.fromkeys(names))
                 made = Kernels(preload, FIXED, never=[self.site.root/"ftnb", self.site.stages])
                 self._kernels = self.closing.enter_context(made)
             return self._kernels
@@ -176,7 +179,8 @@ def carry_out(run: Run, stage: Stage) -> Receipt:
             run.plan.given[stage.name], kernels=run.kernels(),
             environment=environment(run, stage.name), cwd=run.site.stages,
             timeout=run.site.stage_seconds, on_cell=partial(run.live.cell, stage.name),
-            stop=run.stop)
+            stop=run.stop, needs=stage.imports(),
+            ignore=[run.site.store, run.site.workbench, run.site.reports])
     except StageFailed as e: raise failure(run, stage.name, e) from e
     unchanged(run, stage)
     return keep(run, stage, done)

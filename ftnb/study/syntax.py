@@ -10,6 +10,7 @@ __all__ = ['UNSAID', 'MAGIC', 'AROUND', 'Import', 'LOADS', 'SCRIPTS', 'NAMELIKE'
 import ast
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -66,8 +67,10 @@ def _blank(line: str) -> str:
 
 def parsed(source: str | bytes) -> ast.Module | None:
     "The syntax tree, or None where it isn't Python."
-    try: return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError): return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")      # of what Python would rather see written otherwise
+        try: return ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError): return None
 
 # %% ../../nbs/study/syntax.ipynb #c13
 def code_hash(source: str | bytes) -> str:

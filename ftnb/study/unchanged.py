@@ -111,9 +111,9 @@ def proven(argv: list[str]) -> dict | None:
     "The answer to a command line, if it is still the one that was found before."
     question = asked(argv)
     if question is None: return None
-    root = repository()
-    circumstances = question.circumstances(root)
     try:
+        root = repository()
+        circumstances = question.circumstances(root)
         with open(proof_file(store(root), circumstances), "rb") as f: content = f.read()
         head, _, body = content.partition(b"\n")
         if head != f"{KIND} {crc32(body):08x}".encode(): return None
@@ -163,7 +163,7 @@ def installations() -> list[str]:
     "The folders on Python's path in which distributions are installed."
     return [p for p in sys.path if any(n.endswith((".dist-info", ".pth")) for n in names(p) or [])]
 
-
+# %% ../../nbs/study/unchanged.ipynb #c24
 def gather(
     hashes,                # ftnb.study.hashing.Hashes
     files: list[str],      # files, and folders with all in them
@@ -186,7 +186,7 @@ def gather(
         by_folder.setdefault(folder, {})[name] = signature
     return {"files": by_folder, "folders": held}
 
-# %% ../../nbs/study/unchanged.ipynb #c24
+# %% ../../nbs/study/unchanged.ipynb #c25
 KEPT = 200   # proofs; the oldest go
 
 

@@ -88,11 +88,11 @@ def metric_differences(
                 "binning": how.get("calibration_binning", "equal mass")}
         made = paired_differences(found.pair, asked, level, seed=seed, **bins)
         return made, notes + _recorded_otherwise(a, b, made, found)
-    sides = [v.metrics.get("evaluate", {}).get("metrics", {}).get("model", {}) for v in (a, b)]
-    both = [m for m in asked if all(m in s for s in sides)]
-    return corrected([unpaired(
-        m, *(Interval.from_dict(s[m]) for s in sides), level, "lower" if m in LOWER else "higher",
-        UNITS.get(m, "")) for m in both]), notes
+    ours, theirs = ({m: Interval.from_dict(i) for m, i in v.metrics.get("evaluate", {})
+                     .get("metrics", {}).get("model", {}).items()} for v in (a, b))
+    return corrected([
+        unpaired(m, ours[m], theirs[m], level, "lower" if m in LOWER else "higher",
+                 UNITS.get(m, "")) for m in asked if m in ours and m in theirs]), notes
 
 # %% ../../nbs/versions/compare.ipynb #c06
 def _recorded_otherwise(a: Version, b: Version, made: Sequence[Difference],
@@ -177,12 +177,14 @@ def compare(
     said: list[str] = []
     if same_results(stages, "evaluate"): said = ["The evaluation has the same results to the bit."]
     else: made, said = metric_differences(a, b, found, asked, level, seed)
-    spreads, about = [], ""
+    spreads: list[SeedSpread] = []
+    about = ""
     if made:
         units = int(found.pair.codes.max()) + 1 if found.pair else 0
         spreads, about = seed_spreads(a, b, made if found.whole else [], units, site)
-    rows = [version_rows(v, site) for v in (a, b)]
-    drifted = profile_drift(*rows, level=level, seed=seed) if None not in rows else []
+    old, new = version_rows(a, site), version_rows(b, site)
+    both = old is not None and new is not None
+    drifted = profile_drift(old or [], new or [], level, seed=seed) if both else []
     return Comparison(
         a, b, level, stages, parameter_changes(a, b), row_changes(a, b, site), drifted,
         code_changes(a, b, site), found, made,

@@ -82,9 +82,10 @@ def page(c: Comparison) -> str:
     "A comparison as one self-contained HTML page."
     metrics, others = [told(d) for d in c.metrics], [told(d) for d in c.others]
     table = lambda rows, show: cells(show(rows)) if rows else None
-    word = overall(c)
+    word, flipped = overall(c), c.a.decision != c.b.decision
     context = {
-        "a": c.a.name, "b": c.b.name, "overall": word, "tone": TONES.get(word, "open"),
+        "a": c.a.name, "b": c.b.name, "overall": word + ", decided otherwise" * flipped,
+        "tone": TONES.get(word, "open"),
         "findings": findings(c), "level": f"{100 * c.level:g} %", "pairing": c.pairing.sentence,
         "metrics": metrics, "others": others, "notes": c.notes,
         "told": [d for d in others if d["verdict"] != "no evidence"],

@@ -283,8 +283,9 @@ def calibration_change(
         curves.append(size_curve(sure, right, pair.groups, replicates, seed, bins, binning))
         plugins.append(_plugins(sure, right, pair.codes, replicates, seed, bins, binning))
     spread = min(np.std(x) for x in plugins)
-    alike = float(np.clip(np.corrcoef(*plugins)[0, 1], -.999, .999)) if spread > 0 else 0.
-    change, p = curve_change(*curves, alike, level)
+    both = np.corrcoef(plugins[0], plugins[1])[0, 1] if spread > 0 else 0.
+    alike = float(np.clip(both, -.999, .999))
+    change, p = curve_change(curves[0], curves[1], alike, level)
     return Difference("calibration_error", curves[0].at(.5), curves[1].at(.5), change, p,
                       "joint sizes", True, "lower", UNITS["calibration_error"])
 

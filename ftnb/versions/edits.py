@@ -10,7 +10,7 @@ __all__ = ['FUNCTION', 'HASHES', 'bare', 'text_diff', 'Edit', 'code_cells', 'edi
 import ast
 import hashlib
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher, unified_diff
 from pathlib import Path
@@ -28,10 +28,10 @@ def bare(source: str) -> str:
     try: tree = ast.parse(source)
     except (SyntaxError, ValueError): return source
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        owns = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if owns and body and isinstance(body[0], ast.Expr) and _is_text(body[0].value):
-            node.body = body[1:]
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and _is_text(first.value): node.body = node.body[1:]
     return ast.unparse(tree)
 
 
@@ -218,13 +218,13 @@ def module_changes(a: Version, b: Version, site: Settings) -> list[ModuleChange]
     wanted = {p: {h for h in (old.get(p), new.get(p)) if h} for p in differ}
     known, found = sources(wanted, site.root), []
     for path in differ:
-        texts = [known.get(h) if (h := side.get(path)) else "" for side in (old, new)]
+        before, after = known.get(old.get(path, "")), known.get(new.get(path, ""))
         kind = "added" if path not in old else "removed" if path not in new else "changed"
         if kind != "changed": found.append(ModuleChange(path, kind, []))
-        elif None in texts:
+        elif before is None or after is None:
             found.append(ModuleChange(path, kind, [], "its source is neither here nor in git"))
         else:
-            made = edits(pieces(texts[0]), pieces(texts[1]), path)
+            made = edits(pieces(before), pieces(after), path)
             same = all(e.kind == "words only" for e in made)
             found.append(ModuleChange(path, "words only" if same else kind, made))
     return found
@@ -244,9 +244,10 @@ class CodeChanges:
         "The finding, in words."
         real = [e for e in self.cells if e.kind != "words only"]
         modules = [m for m in self.modules if m.kind != "words only"]
-        counts = [(real, "cell", "cells"), (modules, "module", "modules"),
-                  (self.packages, "package", "packages"),
-                  (self.machine, "machine fact", "machine facts")]
+        counts: list[tuple[Sized, str, str]] = [
+            (real, "cell", "cells"), (modules, "module", "modules"),
+            (self.packages, "package", "packages"),
+            (self.machine, "machine fact", "machine facts")]
         said = [f"{len(x):,} {one if len(x) == 1 else more}" for x, one, more in counts if x]
         return f"Changed: {', '.join(said)}." if said else "No code changed."
 

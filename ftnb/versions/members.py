@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RANGE', 'Schemas', 'HOW', 'LISTED', 'alternatives', 'spelled_out', 'from_yaml', 'is_list', 'as_text', 'Sheet', 'find',
-           'grid', 'read_list', 'flat', 'Watched', 'once', 'look', 'Member', 'Checker', 'read_members', 'checked_base',
-           'twice', 'unique', 'same_twice', 'prefixes', 'in_order']
+           'grid', 'read_list', 'flat', 'Watched', 'once', 'look', 'Member', 'Checker', 'read_members',
+           'seen_from_root', 'checked_base', 'twice', 'unique', 'same_twice', 'prefixes', 'in_order']
 
 # %% ../../nbs/versions/members.ipynb #c03
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -279,9 +278,16 @@ def read_members(
         found += wrong
     found = unique(found) or same_twice(sheets, plans)
     if found: raise BadStudy(found)
-    name = Path(os.path.relpath(file.resolve(), site.root)).as_posix()
+    name = seen_from_root(file, site)
     return [Member(n, s, p, name)
             for n, (s, p) in enumerate(zip(sheets, plans, strict=True), 1) if p]
+
+
+def seen_from_root(file: Path, site: Settings) -> str:
+    "A file as a report may name it: from the repository's folder; outside of it, by name alone."
+    full = file.resolve()
+    inside = full.is_relative_to(site.root.resolve())
+    return full.relative_to(site.root.resolve()).as_posix() if inside else full.name
 
 
 def checked_base(file: Path, sheets: Sequence[Sheet], schemas: Schemas,

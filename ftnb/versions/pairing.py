@@ -76,14 +76,14 @@ def paired(a: Predictions, b: Predictions) -> Pairing:
     sizes = len(a.rows), len(b.rows)
     if a.rows.labels != b.rows.labels: return Pairing(why=_other_labels(a, b), rows=sizes)
     x, y = (_content(p.rows) for p in (a, b))
-    pairs = np.array(partners(x, y, (lambda r: r,)), int).reshape(-1, 2)
-    texts = [Counter(t for t, _ in np.delete(np.array(z, object).reshape(-1, 2), pairs[:, k], 0))
-             for k, z in enumerate((x, y))]
-    relabelled = (texts[0] & texts[1]).total()
-    if not len(pairs):
+    pairs = partners(x, y, (lambda row: row,))
+    left = [Counter(z[n][0] for n in set(range(len(z))) - {p[k] for p in pairs})
+            for k, z in enumerate((x, y))]
+    relabelled = (left[0] & left[1]).total()
+    if not pairs:
         return Pairing(why="no test row has the same text and label in both", rows=sizes,
                        relabelled=relabelled)
-    i, j = pairs.T
+    i, j = np.array(pairs).T
     groups = joined_groups(*(None if p.rows.groups is None else p.rows.groups[k]
                              for p, k in ((a, i), (b, j))))
     columns = {n: np.array([str(v[k]) for k in j]) for n, v in b.rows.columns.items()}
@@ -129,8 +129,7 @@ def pairing(a: Version, b: Version, site: Settings) -> Pairing:
     kinds = [v.metrics.get("evaluate", {}).get("schema") for v in (a, b)]
     if kinds[0] != kinds[1]:
         return Pairing(why=f"the evaluations are of different kinds, {kinds[0]} and {kinds[1]}")
-    said = [answers(v, site) for v in (a, b)]
-    gone = [v.name for v, p in zip((a, b), said, strict=True) if p is None]
-    if gone:
-        return Pairing(why=f"the answers of {' and '.join(gone)} to single rows aren't kept here")
-    return paired(*said)
+    ours, theirs = answers(a, site), answers(b, site)
+    if ours is not None and theirs is not None: return paired(ours, theirs)
+    gone = [v.name for v, p in ((a, ours), (b, theirs)) if p is None]
+    return Pairing(why=f"the answers of {' and '.join(gone)} to single rows aren't kept here")

@@ -8,6 +8,7 @@ __all__ = ['ON_VALIDATION', 'Number', 'PAIRED', 'Goal', 'read_goal', 'evidence',
            'influence', 'Rows', 'rows_of', 'paired_p', 'same_rows', 'Standing', 'best_set', 'standings', 'numbered']
 
 # %% ../../nbs/versions/ranking.ipynb #c03
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ class Goal:
     higher: bool               # is more better?
     test: Callable[[Mapping[str, Any]], Interval | None]   # its interval in the facts
     validation: str = ""       # its key among the kept epoch's validation numbers
+    ends: tuple[float, float] = (-math.inf, math.inf)      # least and greatest possible value
 
     def better(self, value: float) -> float:
         "A number that is larger where the value is better."
@@ -48,7 +50,7 @@ def read_goal(
     name, _, side = (part.strip() for part in sort.partition(":"))
     if (m := MEASURES.get(name.lower())) and not side:
         return Goal(m.name, m.higher, lambda facts: evidence(m.name, facts),
-                    ON_VALIDATION.get(m.name, ""))
+                    ON_VALIDATION.get(m.name, ""), (m.low, m.high))
     stage, *path = name.split(".")
     if not path or stage not in stages or side not in ("", "lower", "higher"):
         raise BadInput(f"nothing is measured under {sort!r}{nearest(name, MEASURES)}", "--sort",
@@ -158,6 +160,7 @@ def tested(r: Result, goal: Goal) -> Number | None:
 def over_seeds(
     found: Sequence[Number],   # of the members of a setting
     seeds: Chance | None,      # what seeds change, from all settings; None: not known
+    ends: tuple[float, float] = (-math.inf, math.inf),     # least and greatest possible value
     level: float = .95,
 ) -> Number:
     "The mean over seeds, with an interval for other rows and other seeds."
@@ -167,8 +170,8 @@ def over_seeds(
         if seeds else 0.0
     down, up = (abs(mean["estimate"] - mean.get(end, mean["estimate"])) for end in ("low", "high"))
     return {"estimate": mean["estimate"], "level": level,
-            "low": mean["estimate"] - (down**2 + reach**2) ** .5,
-            "high": mean["estimate"] + (up**2 + reach**2) ** .5}
+            "low": max(ends[0], mean["estimate"] - (down**2 + reach**2) ** .5),
+            "high": min(ends[1], mean["estimate"] + (up**2 + reach**2) ** .5)}
 
 # %% ../../nbs/versions/ranking.ipynb #c16
 PAIRED = ("accuracy", "macro f1", "log loss")    # measures that are sums over rows, or nearly so
@@ -281,4 +284,4 @@ def numbered(found: Sequence[Setting], goal: Goal,
     there = [[(r, n) for r in s.results if (n := read(r, goal))] for s in found]
     seeds = chance([Trial(s.parameters, seed_of(r), n["estimate"])
                     for s, ns in zip(found, there, strict=True) for r, n in ns])
-    return [over_seeds([n for _, n in ns], seeds) if ns else None for ns in there]
+    return [over_seeds([n for _, n in ns], seeds, goal.ends) if ns else None for ns in there]

@@ -32,7 +32,7 @@ def intervals(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
     if isinstance(value, Mapping):
         ends = [value.get(k) for k in ("estimate", "low", "high")]
         if all(isinstance(x, int | float) for x in ends):
-            yield path, Interval(*ends, value.get("level", .95))
+            yield path, Interval.from_dict(dict(value))
             return
         for key, inside in value.items(): yield from intervals(inside, (*path, str(key)))
     elif isinstance(value, list):
@@ -107,7 +107,7 @@ def gap_change(
         right = [x[rows] for x in pair.right]
         gains.append(accuracy_difference(right[1], right[0], groups, level) if score == "accuracy"
                      else mean_change(GAIN[score](pair)[rows], groups, level))
-    return mover(*gains)
+    return mover(gains[0], gains[1])
 
 
 def gap_differences(a: Version, b: Version, pairing: Pairing,

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Runner', 'PLACE', 'Answers', 'handed_on', 'read_lines', 'read_answers', 'read_groups', 'Outcome', 'left_on',
-           'Together', 'Result', 'kept_of', 'failed', 'run_members', 'attempt', 'up_to_failure', 'same_failure', 'told']
+           'Together', 'Result', 'kept_of', 'failed', 'publishable', 'run_members', 'attempt', 'up_to_failure',
+           'same_failure', 'told']
 
 # %% ../../nbs/versions/results.ipynb #c03
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -171,12 +173,21 @@ def kept_of(member: Member, outcome: Outcome) -> Result:
 PLACE = re.compile(r"stage (\w+)(?:, cell (\d+))?")
 
 
-def failed(member: Member, e: FtnbError) -> Result:
+def failed(member: Member, e: FtnbError, site: Settings) -> Result:
     "What a sweep keeps of a member that failed."
     place = PLACE.search(e.where)
     stage, cell = place.groups() if place else (None, None)
     return Result(member, failure={"stage": stage, "cell": int(cell) if cell else None,
-                                   "what": e.what})
+                                   "what": publishable(e.what, site)})
+
+
+def publishable(text: str, site: Settings) -> str:
+    "A message with an ellipsis for what names this machine or its secrets."
+    from ftnb.study.secrets import environment_secrets, machine_names, machine_paths, spans
+    values = [*environment_secrets(os.environ), *machine_paths(site), *machine_names()]
+    for _, start, end in sorted(spans(text, values), key=lambda s: -s[1]):
+        text = f"{text[:start]}…{text[end:]}"
+    return text
 
 # %% ../../nbs/versions/results.ipynb #c17
 def run_members(
@@ -207,7 +218,7 @@ def attempt(member: Member, site: Settings, run: Runner, so_far: str) -> Result:
     try: return kept_of(member, run(member.plan, site))
     except (StudyFailed, BadInput) as e:
         if e.what == "stopped": raise stopped from None
-        return failed(member, e)
+        return failed(member, e, site)
     except KeyboardInterrupt: raise stopped from None
 
 

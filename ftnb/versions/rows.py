@@ -52,9 +52,9 @@ PASSES: tuple[Callable[[Row], Hashable], ...] = (
 
 
 def partners(
-    a: Sequence[Row],
-    b: Sequence[Row],
-    passes: Sequence[Callable[[Row], Hashable]] = PASSES,   # from strict to loose
+    a: Sequence[Any],   # rows, or whatever the passes know
+    b: Sequence[Any],
+    passes: Sequence[Callable[[Any], Hashable]] = PASSES,   # from strict to loose
 ) -> list[tuple[int, int]]:   # places in a and b, ordered by the place in b
     "Which row of b is which row of a."
     found: list[tuple[int, int]] = []
@@ -127,6 +127,7 @@ def compare_rows(
     "Rows of two versions, by content."
     pairs = partners(a, b)
     kept, found_again = {i for i, _ in pairs}, {j for _, j in pairs}
+    events: list[tuple[str, Row | None, Row | None]]
     events = [("removed", row, None) for i, row in enumerate(a) if i not in kept]
     events += [("added", None, row) for j, row in enumerate(b) if j not in found_again]
     events += [(kind, a[i], b[j]) for i, j in pairs for kind in _kind(a[i], b[j])]
@@ -136,11 +137,11 @@ def compare_rows(
         where = [row["split"] for row in (was, now) if row]
         kinds[kind][" → ".join(dict.fromkeys(where))] += 1
         if len(examples[kind]) < shown:
-            examples[kind].append({"text": (now or was)["text"],
+            examples[kind].append({"text": (now or was or {})["text"],
                                    "was": _said(was, kind) if was else "",
                                    "is": _said(now, kind) if now else ""})
-    relabels = Counter(f"{was['label']} → {now['label']}" for k, was, now in events
-                       if k == "relabelled")
+    relabels = Counter(f"{was['label']} → {now['label']}" for kind, was, now in events
+                       if kind == "relabelled" and was and now)
     order = ("added", "removed", "moved", "relabelled", "other columns")
     return RowChanges(
         "content", not events, _sizes(a), _sizes(b),
@@ -166,9 +167,9 @@ def compare_digests(
     b: Mapping[str, Sequence[str]],
 ) -> RowChanges:
     "Rows of two versions, by digest."
-    rows = [[{"split": split, "text": digest, "label": ""} for split, names in side.items()
-             for digest in names] for side in (a, b)]
-    found = compare_rows(*rows, shown=0)
+    old, new = ([{"split": split, "text": digest, "label": ""} for split, names in side.items()
+                 for digest in names] for side in (a, b))
+    found = compare_rows(old, new, shown=0)
     return replace(found, by="digests", examples={}, columns=([], []), labels=([], []), said=(
         "Only digests of the rows are here: a row with another label or id counts as one removed "
         "and one added, and no text can be shown."))

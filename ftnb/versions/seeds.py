@@ -43,7 +43,8 @@ def seed_of(version: Version) -> Any:
 
 def siblings(version: Version, site: Settings) -> list[Version]:
     "Versions of the same setting, one for each seed; the version itself among them."
-    same = [v for v in study_versions(version.study, site) if setting(v) == setting(version)]
+    mine = setting(version)
+    same = [v for v in study_versions(version.study, site) if setting(v) == mine]
     by_seed = {seed_of(v): v for v in [*same, version]}
     return sorted(by_seed.values(), key=lambda v: v.number)
 
@@ -102,9 +103,9 @@ def seed_spreads(
     if sum(len(s) - 1 for s in sides) < 1:
         return [], ("These are two trained models. How much another training seed would change "
                     "them isn't in the intervals: no setting was trained with more than one seed.")
-    values = [[_metrics(v) for v in side] for side in sides]
-    spreads = [with_seeds(*([m[d.name] for m in side] for side in values), d.change, units, d.name)
-               for d in made if all(d.name in m for side in values for m in side)]
+    ours, theirs = ([_metrics(v) for v in side] for side in sides)
+    spreads = [with_seeds([m[d.name] for m in ours], [m[d.name] for m in theirs], d.change, units,
+                          d.name) for d in made if all(d.name in m for m in [*ours, *theirs])]
     return spreads, (f"With {len(sides[0])} and {len(sides[1])} training seeds: the intervals of "
                      "settings add the spread between seeds to that of test rows.")
 

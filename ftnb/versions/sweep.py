@@ -51,10 +51,9 @@ class Request:
     sort: str = ""                      # what members are compared by; else the first criterion
     show_test: bool = False             # test numbers of all settings, not only of the chosen one
 
-    def relative(self, site: Settings) -> dict[str, Any]:
-        "The request with its files as seen from the repository's folder."
-        def near(file: str) -> str: return Path(os.path.relpath(file, site.root)).as_posix()
-        files = {n: near(f) for n in ("study", "listed") if (f := getattr(self, n))}
+    def named(self, name: Callable[[Path], str]) -> dict[str, Any]:
+        "The request as JSON, its files named by a function."
+        files = {n: name(Path(f)) for n in ("study", "listed") if (f := getattr(self, n))}
         return {**asdict(self), "parameters": list(self.parameters), **files}
 
 # %% ../../nbs/versions/sweep.ipynb #c10
@@ -95,6 +94,8 @@ class Sweep:
         lines = [chosen, *said["choice"], said["near"], *said["effects"], said["seeds"]]
         if self.failed: lines.append(f"{len(self.failed)} of {members} members failed.")
         return [line for line in lines if line]
+
+    def __repr__(self): return f"Sweep({self.name})"
 
     def __rich__(self):
         from rich.console import Group
@@ -176,7 +177,7 @@ def state(roots: Iterable[str], site: Settings, hashes: Hashes) -> dict[str, str
 # %% ../../nbs/versions/sweep.ipynb #c14
 def proof_file(request: Request, site: Settings) -> Path:
     "Where the proof of a sweep is kept."
-    asked = json.dumps([request.relative(site), str(site.reports)], sort_keys=True)
+    asked = json.dumps([request.named(os.path.abspath), str(site.reports)], sort_keys=True)
     return site.store/"sweeps"/f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
 
 
@@ -220,13 +221,14 @@ def followed_from(request: Request, members: Sequence["Member"], site: Settings)
 # %% ../../nbs/versions/sweep.ipynb #c16
 def sweep_facts(request: Request, results: Sequence["Result"], site: Settings) -> dict[str, Any]:
     "What sweep.json says."
+    from ftnb.versions.members import seen_from_root
     from ftnb.versions.ranking import read_goal, usual_goal
     from ftnb.versions.sweep_report import summary
     plan = results[0].member.plan
     goal = read_goal(request.sort, plan.stages) if request.sort else usual_goal(results)
     found = summary(results, goal, request.show_test)
     facts = {"schema": "ftnb/sweep/1", "study": plan.name, "question": plan.question,
-             "request": request.relative(site), **found}
+             "request": request.named(lambda file: seen_from_root(file, site)), **found}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     return in_asked_order({**facts, "fingerprint": hashlib.sha256(text.encode()).hexdigest()})
 
@@ -241,6 +243,7 @@ def build(facts: Mapping[str, Any], folder: Path) -> Path:
 
 def publish_sweep(facts: Mapping[str, Any], site: Settings) -> Sweep:
     "The version that a sweep is, new or not."
+    from ftnb.study.secrets import check
     home = site.reports/f"{facts['study']}-sweep"
     try: (site.store/"locks").mkdir(parents=True, exist_ok=True)
     except OSError as e: raise cannot_write(site.store, e) from e
@@ -248,6 +251,7 @@ def publish_sweep(facts: Mapping[str, Any], site: Settings) -> Sweep:
     with FileLock(site.store/"locks"/f"{home.name}.lock"), \
             tempfile.TemporaryDirectory(prefix=f"{home.name}-", dir=site.store/"runs") as folder:
         built = build(facts, Path(folder)/"version")
+        check(built, site)
         for old in study_sweeps(facts["study"], site):
             if is_same(old.folder, built): return old
         return Sweep(take_number(built, home), new=True)

@@ -153,7 +153,7 @@ def effects_picture(
     if not rows: return None
     short = short_names([e["parameter"] for e in known])
     with drawing(width=6.4, height=max(1.8, .7 + .3 * (len(rows) + len(known)))) as (figure, axes):
-        y, labels = 0., []
+        y, labels = 0., list[tuple[float, str]]()
         for name, text, effect, starts in rows:
             y += 1.5 if starts and labels else 1
             labels.append((y, f"{short[name]}  {text}" if starts else text))
