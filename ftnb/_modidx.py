@@ -2568,6 +2568,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ftnb.study.runner.Stage.imports': ('study/runner.html#stage.imports', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.apart': ('study/runner.html#apart', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.carry_out': ('study/runner.html#carry_out', 'ftnb/study/runner.py'),
+                                   'ftnb.study.runner.check_key': ('study/runner.html#check_key', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.check_writable': ('study/runner.html#check_writable', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.conclude': ('study/runner.html#conclude', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.counts': ('study/runner.html#counts', 'ftnb/study/runner.py'),
