@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from ftnb.cli import app
 from ftnb.foundation.files import sha256
 from ftnb.foundation.settings import settings
+from ftnb.study.plan import BadStudy, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = "text,label\n" + "".join(
@@ -129,6 +130,15 @@ def test_every_problem_is_said_at_once(shop):
     ("train.epochs=many", "'many' is text"), ("train.epochs=[", "YAML")])
 def test_a_wrong_override(shop, option, word):
     refused(shop, "study: bad\n", word, options=("-p", option))
+
+
+def test_a_path_that_the_command_line_replaces_need_not_be_there(shop):
+    study = shop/"elsewhere.yaml"
+    study.write_text(reading(Path("data/none.csv")))
+    with pytest.raises(BadStudy, match="data/none.csv"): read_study(study)
+    assert read_study(study, [f"prepare.path={shop}/good.csv"]).given["prepare"]["path"]
+    with pytest.raises(BadStudy, match="data/other.csv"):
+        read_study(study, ["prepare.path=data/other.csv"])
 
 
 def test_no_such_study(shop):

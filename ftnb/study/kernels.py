@@ -137,7 +137,8 @@ class Guarded:
     sockets = os.name == "posix"
 
     def __init__(self, environment: dict[str, str] | None = None):
-        self.environment = {**os.environ, **(environment or {})}
+        mine = {k: v for k, v in os.environ.items() if k != "FTNB_SIGNING_PASSPHRASE"}
+        self.environment = {**mine, **(environment or {})}   # a notebook doesn't sign
         self.processes: dict[int, Process] = {}
         self.early: dict[int, dict[str, Any]] = {}
         self.numbers, self.lock, self.starting = count(1), threading.RLock(), 0

@@ -121,17 +121,17 @@ def read_study(
     "Read and check a study. Raises BadStudy with every problem there is."
     file, site = Path(file), site or settings()
     content, schemas = read_yaml(file), stage_schemas(site)
-    found, stated = [], {}
-    found += _check_top(content, file, schemas)
+    stated: dict[str, dict[str, Any]] = {}
+    given, wrong = parse_overrides(overrides, schemas, site)
+    found = _check_top(content, file, schemas)
     for stage, schema in schemas.items():
         section = content.get(stage) or {}
         if isinstance(section, Mapping):
             stated[stage] = plain(section)
-            found += _check_section(stage, schema, section, file, site)
+            found += _check_section(stage, schema, section, file, site, given)
         else:
             found.append(Problem(f"{stage} is {section!r}", *_at(content, stage, file),
                                  "write a mapping of parameters"))
-    given, wrong = parse_overrides(overrides, schemas, site)
     found += wrong
     if found: raise BadStudy(found)
     for name, value in given.items():
@@ -177,15 +177,16 @@ def _check_top(content: CommentedMap, file: Path, schemas: Mapping[str, Any]) ->
 
 # %% ../../nbs/study/plan.ipynb #c17
 def _check_section(stage: str, schema: Mapping[str, Parameter], section: Mapping[str, Any],
-                   file: Path, site: Settings) -> list[Problem]:
-    "Names, types and ranges; files must be there, criteria readable, and nothing a secret."
+                   file: Path, site: Settings, given: Mapping[str, Any]) -> list[Problem]:
+    "Names, types and ranges; files must be there, unless another is given; nothing is a secret."
     wrong = problems(schema, plain(section))
     found = [Problem(f"{stage}: {what}", *_at(section, name, file), fix)
              for name, (what, fix) in wrong.items()]
     for name, value in section.items():
         if name in wrong: continue
         found += [Problem(what, *_at(section, name, file), fix)
-                  for what, fix in check_value(stage, schema[name], plain(value), site)]
+                  for what, fix in check_value(stage, schema[name], plain(value), site)
+                  if not (schema[name].is_path and f"{stage}.{name}" in given)]
     return found
 
 

@@ -6,7 +6,7 @@
 __all__ = ['FIXED', 'Stage', 'look_at', 'on_the_table', 'read_name', 'counts', 'Run', 'environment', 'settle', 'found',
            'carry_out', 'unchanged', 'keep', 'failure', 'near', 'first_line', 'Outcome', 'conclude', 'in_order',
            'issue', 'apart', 'keep_files', 'run_study', 'perform', 'rests_on', 'settle_all', 'latest', 'peak',
-           'check_writable', 'live_lines', 'stoppable']
+           'check_key', 'check_writable', 'live_lines', 'stoppable']
 
 # %% ../../nbs/study/runner.ipynb #c03
 import os
@@ -270,6 +270,7 @@ def in_order(run: Run) -> dict[str, Receipt]: return {s: run.receipts[s] for s i
 def issue(run: Run, built: Path, mark: str, ran: tuple[str, ...]) -> Outcome:
     "Publish what was built, unless it is there already."
     from ftnb.study.secrets import check
+    from ftnb.study.signing import sign, sign_models
     check(built, run.site)
     files = read_json(built/"version.json")["files"]
     with run.store.lock(f"publish-{run.plan.name}", what=f"publishing {run.plan.name}"):
@@ -278,11 +279,11 @@ def issue(run: Run, built: Path, mark: str, ran: tuple[str, ...]) -> Outcome:
         if equal:
             note = f"computed again: the same bytes as {equal[-1].name}" if ran else ""
             return Outcome(keep_files(run, equal[-1]), False, ran, note)
-        if run.site.stated.signing_key:
-            from ftnb.study.signing import sign
-            sign(built, run.site)
+        sign(built, run.site)       # where the settings name a key
         version = publish(built, run.plan.name, run.site)
-    return Outcome(keep_files(run, version), True, ran, apart(version, same))
+    keep_files(run, version)
+    sign_models(version, run.site)
+    return Outcome(version, True, ran, apart(version, same))
 
 
 def apart(version: Version, same: list[Version]) -> str:
@@ -318,6 +319,7 @@ def perform(plan: Plan, force: bool = False, site: Settings | None = None,
     "Run a study; what came of it, and what was executed for it."
     site = site or settings()
     check_writable(site, plan.name)
+    check_key(site)
     hashes = Hashes(site.store/"hashes.json")
     store = Store(site.store, hashes)
     stages = look_at(plan, site, hashes)
@@ -363,6 +365,12 @@ def peak(store: Store, stage: str) -> int | None:
     return last.resources.get("peak_bytes") if last else None
 
 # %% ../../nbs/study/runner.ipynb #c26
+def check_key(site: Settings) -> None:
+    "See that the key that signs can be read, where there is one, before the work."
+    from ftnb.study.signing import signing_key
+    signing_key(site)
+
+
 def check_writable(site: Settings, study: str) -> None:
     "Try to write where the report and the work will go, before the work rather than after it."
     import tempfile

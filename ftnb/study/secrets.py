@@ -256,7 +256,7 @@ def _embedded(text: str) -> tuple[str, list[tuple[int, bytes]]]:
         return "\n" * m[0].count("\n")
     return _PICTURE.sub(take, text), pictures
 
-
+# %% ../../nbs/study/secrets.ipynb #c23
 def metadata(content: bytes) -> str:
     "What a picture says besides its pixels: text chunks, comments, Exif; empty for other files."
     from PIL import Image
@@ -273,7 +273,7 @@ def printable(content: bytes) -> str:
     "Runs of eight and more printable characters of a binary file, a line each."
     return "\n".join(m.decode() for m in re.findall(rb"[\x20-\x7e]{8,}", content))
 
-# %% ../../nbs/study/secrets.ipynb #c23
+# %% ../../nbs/study/secrets.ipynb #c25
 @dataclass(frozen=True, order=True)
 class Finding:
     "A place in a file that holds what must not be published."
@@ -291,7 +291,7 @@ class Finding:
 
     def __str__(self): return f"{self.where}: {self.kind} ({self.excerpt}), mark {self.mark}"
 
-
+# %% ../../nbs/study/secrets.ipynb #c27
 Values = Sequence[tuple[str, str]]
 
 
@@ -325,7 +325,7 @@ def spans(text: str, values: Values, keys: Callable[[str], Iterable[Span]] = fin
         if all(b <= x or a >= y for _, x, y in found): found.append((kind, a, b))
     return found
 
-
+# %% ../../nbs/study/secrets.ipynb #c29
 def _text(content: bytes) -> str | None:
     "A file's text; None where it's binary."
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"): return content.decode("utf-16", "replace")
@@ -343,7 +343,7 @@ def _cell(notebook: str, line: int) -> int:
     "Which cell of a notebook's JSON a line is in, from 0."
     return "\n".join(notebook.split("\n", line)[:line]).count('"cell_type"') - 1
 
-
+# %% ../../nbs/study/secrets.ipynb #c31
 def scan(
     folder: Path | str,                             # a version's, or one file
     site: Settings | None = None,
@@ -359,7 +359,7 @@ def scan(
              for f in scan_bytes(p.relative_to(root).as_posix(), p.read_bytes(), values))
     return sorted({(f.file, f.line, f.mark): f for f in found if f.mark not in public}.values())
 
-# %% ../../nbs/study/secrets.ipynb #c27
+# %% ../../nbs/study/secrets.ipynb #c35
 class Leak(StudyFailed):
     "A version that would publish something, with every finding."
 

@@ -54,7 +54,7 @@ def signing_key(site: Settings) -> "CryptoSigner | None":
     _on_a_curve(key, file)
     return CryptoSigner(key, SSlibKey.from_crypto(key.public_key(), fingerprint(key.public_key())))
 
-
+# %% ../../nbs/study/signing.ipynb #c08
 def _private(file: Path) -> bytes:
     "The content of a file that only its owner can read."
     try:
@@ -73,7 +73,7 @@ def _on_a_curve(key: Any, file: Path) -> None:
     if curve not in CURVES:
         raise BadInput(f"not a key for signing: {curve}", str(file), f"use {', '.join(CURVES)}")
 
-# %% ../../nbs/study/signing.ipynb #c09
+# %% ../../nbs/study/signing.ipynb #c11
 _PEM = re.compile(rb"-----BEGIN (PUBLIC KEY|CERTIFICATE)-----.*?-----END \1-----", re.S)
 
 
@@ -106,7 +106,7 @@ def _public(block: re.Match, file: Path) -> Any:
     _on_a_curve(key, file)
     return key
 
-# %% ../../nbs/study/signing.ipynb #c12
+# %% ../../nbs/study/signing.ipynb #c14
 SIGNATURE = "signature.json"
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://model_signing/signature/v1.0"
 PAYLOAD, BUNDLE = "application/vnd.in-toto+json", "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -151,7 +151,7 @@ def sign(
     return write_json(to or folder/SIGNATURE, {
         "mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope.to_dict()})
 
-# %% ../../nbs/study/signing.ipynb #c15
+# %% ../../nbs/study/signing.ipynb #c17
 @dataclass(frozen=True)
 class SignatureState:
     "Whether a folder is as it was signed, and by whom; as text, one sentence."
@@ -192,7 +192,7 @@ def check_signature(
     untrusted = "a key that isn't trusted" if trusted else "unchecked: no verify_key is set"
     return SignatureState(key, differs, "" if key in trusted else untrusted)
 
-
+# %% ../../nbs/study/signing.ipynb #c19
 def _opened(file: Path) -> tuple[str, Any, dict[str, str]]:
     "A signature's key, its envelope, and the digests it lists."
     from securesystemslib.dsse import Envelope
@@ -223,7 +223,7 @@ def _differences(said: Mapping[str, str], found: Mapping[str, str]) -> dict[str,
              for n, digest in said.items() if found.get(n) != digest}
     return wrong | {n: "was added" for n in found if n not in said}
 
-# %% ../../nbs/study/signing.ipynb #c18
+# %% ../../nbs/study/signing.ipynb #c22
 def handed_on(version: Version) -> dict[tuple[str, str], dict[str, Any]]:
     "By stage and name, the records of what a version's stages handed on."
     facts = version.facts

@@ -82,7 +82,7 @@ def _loopback_up() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         fcntl.ioctl(s, 0x8914, struct.pack("16sh", b"lo", 0x41))
 
-
+# %% ../../nbs/versions/isolation.ipynb #c11
 GUARD = '''"Refuse connections that leave this machine, in every Python process below."
 import sys
 
@@ -110,7 +110,7 @@ def deny_network(room: Path) -> str:
     exec(GUARD, {})
     return "denied to Python only: this machine allows no network namespace"
 
-# %% ../../nbs/versions/isolation.ipynb #c13
+# %% ../../nbs/versions/isolation.ipynb #c15
 @dataclass(frozen=True)
 class Rerun:
     "A study that was run again in a clean room."
@@ -139,7 +139,7 @@ def remove_room(room: Path) -> None:
         with suppress(OSError): os.chmod(folder, 0o700)
     shutil.rmtree(room, ignore_errors=True)
 
-
+# %% ../../nbs/versions/isolation.ipynb #c17
 def rerun(
     study: Path,                     # its YAML file
     overrides: Mapping[str, Any],    # "stage.name" → value
@@ -174,7 +174,7 @@ def as_options(overrides: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value if isinstance(value, str) else json.dumps(value)}"
             for name, value in overrides.items()]
 
-# %% ../../nbs/versions/isolation.ipynb #c14
+# %% ../../nbs/versions/isolation.ipynb #c18
 def child(room: Path) -> int:
     "What the fresh process does: leave the network, run the study, write down what came of it."
     network = deny_network(room)

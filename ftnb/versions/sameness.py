@@ -58,7 +58,7 @@ class Apart:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"absolute": self.absolute, "relative": self.relative}
 
-
+# %% ../../nbs/versions/sameness.ipynb #c08
 def compare_leaves(then: Any, now: Any) -> tuple[list[Apart], list[str]]:
     "Of two JSON values: the numbers that differ, and the paths where something else does."
     old, new = dict(leaves(then)), dict(leaves(now))
@@ -76,7 +76,7 @@ def compare_leaves(then: Any, now: Any) -> tuple[list[Apart], list[str]]:
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
-# %% ../../nbs/versions/sameness.ipynb #c09
+# %% ../../nbs/versions/sameness.ipynb #c11
 @dataclass(frozen=True)
 class Tolerance:
     "How far numbers under a pattern of paths may be apart."
@@ -109,7 +109,7 @@ def declared(metrics: Mapping[str, Any]) -> list[Tolerance]:
             for stage, facts in metrics.items()
             for pattern, sizes in (facts.get("tolerances") or {}).items()]
 
-# %% ../../nbs/versions/sameness.ipynb #c12
+# %% ../../nbs/versions/sameness.ipynb #c14
 CONCLUDES = ("verdict", "outcome", "ship")
 
 
@@ -136,7 +136,7 @@ def _side(interval: Mapping[str, Any]) -> str:
     if low is None or high is None: return "unknown"
     return "above 0" if low > 0 else "below 0" if high < 0 else "around 0"
 
-# %% ../../nbs/versions/sameness.ipynb #c15
+# %% ../../nbs/versions/sameness.ipynb #c17
 def compare_notebooks(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     "Which cells of two executed notebooks differ, in words, the first one first."
     old, new = _cells(then), _cells(now)
@@ -167,7 +167,7 @@ def _cells(nb: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
         found.append((name, "".join(cell["source"]), cell.get("outputs", [])))
     return found
 
-
+# %% ../../nbs/versions/sameness.ipynb #c19
 def _outputs(then: Sequence[Any], now: Sequence[Any]) -> str:
     "How a cell's outputs differ."
     if len(then) != len(now): return f"{len(then)} outputs → {len(now)}"
@@ -191,7 +191,7 @@ def _short(text: str, other: str, width: int = 40) -> str:
     part = text[max(0, at - 12):at + width - 12].replace("\n", "⏎")
     return ("…" if at > 12 else "") + part + ("…" if len(text) > at + width - 12 else "")
 
-# %% ../../nbs/versions/sameness.ipynb #c18
+# %% ../../nbs/versions/sameness.ipynb #c22
 def describe(then: Path, now: Path) -> str:
     "How two files differ, in words; empty when they're the same."
     if then.is_dir() or now.is_dir(): return _folders(then, now)
@@ -218,7 +218,7 @@ def first_difference(a: bytes, b: bytes) -> int:
         else: high = middle
     return low
 
-
+# %% ../../nbs/versions/sameness.ipynb #c24
 def _folders(then: Path, now: Path) -> str:
     "How two folders differ: the first files, and how many more."
     old, new = _files(then), _files(now)
@@ -248,7 +248,7 @@ def _json(then: Any, now: Any) -> str:
     most = max(numbers, key=lambda n: n.relative)
     return str(most) if len(numbers) == 1 else f"{len(numbers):,} numbers, at most {most}"
 
-
+# %% ../../nbs/versions/sameness.ipynb #c26
 def rows_apart(then: Sequence[bytes], now: Sequence[bytes]) -> str:
     "How two lists of rows differ: changed, gone and new ones, by number from 1."
     start = next((n for n, (a, b) in enumerate(zip(then, now, strict=False)) if a != b),
@@ -278,7 +278,7 @@ def _columns(then: bytes, now: bytes) -> str:
     names = sorted(k for k in a.keys() | b.keys() if a.get(k, ...) != b.get(k, ...))
     return f" in {', '.join(names[:3])}{' …' if names[3:] else ''}"
 
-
+# %% ../../nbs/versions/sameness.ipynb #c28
 def lines_apart(then: Sequence[str], now: Sequence[str]) -> str:
     "How two texts differ: the first line that does."
     n = next((n for n, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), None)
@@ -311,7 +311,7 @@ def _distance(a: Any, b: Any) -> float:
     far = (a.double() - b.double()).abs().max().item()
     return far if far > 0 and math.isfinite(far) else math.inf
 
-# %% ../../nbs/versions/sameness.ipynb #c21
+# %% ../../nbs/versions/sameness.ipynb #c31
 DESCRIBE = ("index.html", "environment.json", "ro-crate-metadata.json")
 
 
@@ -358,7 +358,7 @@ class Side:
         content = (self.folder/name).read_bytes()
         return content.replace(self.facts["fingerprint"].encode(), b"fingerprint")
 
-
+# %% ../../nbs/versions/sameness.ipynb #c33
 def compare(then: Side, now: Side) -> list[Difference]:
     "Everything that differs, in the order in which it came about."
     found: list[Difference] = []
@@ -381,7 +381,7 @@ def _outputs_apart(stage: str, then: Side, now: Side) -> Iterator[Difference]:
             how = describe(a, b) if kept else _without(stage, name, then, now)
             yield Difference(stage, at, how)
 
-
+# %% ../../nbs/versions/sameness.ipynb #c35
 def _without(stage: str, name: str, then: Side, now: Side) -> str:
     "How an output differs when the store doesn't keep the older one."
     both = [side.folder/ROWS for side in (then, now)]
@@ -413,7 +413,7 @@ def _notebook_apart(stage: str, then: Side, now: Side) -> Iterator[Difference]:
     cells = compare_notebooks(read_json(old), read_json(new))
     yield Difference(stage, at, few(cells) or "not in its cells")
 
-
+# %% ../../nbs/versions/sameness.ipynb #c37
 def _report_apart(then: Side, now: Side) -> Iterator[Difference]:
     "Facts, pictures, cards, page: what a version's folder holds besides notebooks."
     old, new = ({n for n in side.facts["files"] if not n.startswith("notebooks/")}
@@ -442,7 +442,7 @@ def _text_apart(name: str, then: bytes, now: bytes) -> str:
         return _splits(old, new) if name == ROWS else lines_apart(old, new)
     except ValueError: return f"from byte {first_difference(then, now):,} on"
 
-# %% ../../nbs/versions/sameness.ipynb #c24
+# %% ../../nbs/versions/sameness.ipynb #c40
 RUNGS = ("identical", "within tolerance", "conclusion holds", "differs")
 
 
