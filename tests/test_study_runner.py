@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import faults
@@ -459,3 +460,55 @@ def test_faults_of_every_kind_are_survived(tmp_path):
     done = disturbed(tmp_path, faults.KINDS, 20)
     print(done)
     assert all(n == 20 for n in done.values())
+
+
+# a training that is killed
+
+TRAINED = """study: trained
+question: Does a training that was killed end in the same bytes?
+stages: [prepare, train]
+prepare: {source: files, path: params/example.csv, text_column: message, label_column: topic,
+          group_column: "", keep_columns: [], split: stratified, dataset_name: example,
+          languages: false, label_noise: "off"}
+train: {epochs: 5, max_tokens: 32}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_training_that_is_killed_goes_on_from_its_checkpoint(tmp_path):
+    (tmp_path/"trained.yaml").write_text(TRAINED)
+    root = Path(__file__).resolve().parent.parent
+
+    def begin(name: str) -> tuple[subprocess.Popen, Settings]:
+        folders = {n: str(tmp_path/name/n) for n in ("reports", "data_cards", "store")}
+        told = {f"FTNB_{n.upper()}": folder for n, folder in folders.items()}
+        process = subprocess.Popen(
+            [*COMMAND, str(tmp_path/"trained.yaml")], cwd=root, text=True,
+            env={**os.environ, **told, "FTNB_TRACKING_URI": ""},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return process, Settings(root, Stated(**folders, tracking_uri=""))
+
+    process, calm = begin("calm")
+    assert process.wait(300) == 0
+    model = study_versions("trained", calm)[0].facts["stages"]["train"]["outputs"]["model"]
+
+    process, hit = begin("hit")
+    deadline = time.monotonic() + 300
+    while not list((hit.store/"checkpoints").glob("*/train/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(.02)
+    process.kill()
+    process.communicate()
+    process, hit = begin("hit")
+    log, said = "runs/*/workbench/train/job/job.log", ""
+    while process.poll() is None:
+        time.sleep(.1)
+        with suppress(OSError): said = "".join(f.read_text() for f in hit.store.glob(log)) or said
+    assert process.returncode == 0 and "going on from checkpoint-" in said, process.communicate()
+    version = study_versions("trained", hit)[0]
+    assert version.facts["stages"]["train"]["outputs"]["model"]["sha256"] == model["sha256"]
+    shown = (version.folder/"notebooks"/"02-train.ipynb").read_bytes()
+    assert shown == (study_versions("trained", calm)[0].folder/"notebooks"/"02-train.ipynb"
+                     ).read_bytes()
+    assert not list((hit.store/"checkpoints").glob("*"))      # nobody needs them any more
