@@ -24,8 +24,12 @@ DIGITS = 12   # hex digits of a row's name
 def row_digest(
     line: str | bytes,  # a row's JSON line, with or without its line end
 ) -> str:               # 12 hex digits
-    "The name of a row: the beginning of the SHA-256 of its JSON line."
+    "The name of a row: the beginning of the SHA-256 of its content, all columns but its id."
     content = line.encode() if isinstance(line, str) else line
+    try: row = json.loads(content)
+    except ValueError: row = None
+    if isinstance(row, dict):
+        content = row_line({k: v for k, v in row.items() if k != "id"}).encode()
     return hashlib.sha256(content.rstrip(b"\r\n")).hexdigest()[:DIGITS]
 
 
