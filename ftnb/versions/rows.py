@@ -171,7 +171,7 @@ def compare_digests(
                  for digest in names] for side in (a, b))
     found = compare_rows(old, new, shown=0)
     return replace(found, by="digests", examples={}, columns=([], []), labels=([], []), said=(
-        "Only digests of the rows are here: a row with another label or id counts as one removed "
+        "Only digests of the rows are here: a row with another label counts as one removed "
         "and one added, and no text can be shown."))
 
 # %% ../../nbs/versions/rows.ipynb #c20
