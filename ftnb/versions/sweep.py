@@ -20,11 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 
 from ..foundation.errors import BadInput
 from ftnb.foundation.files import (
-    cannot_write,
     files_below,
     read_json,
     sha256,
@@ -244,13 +242,12 @@ def build(facts: Mapping[str, Any], folder: Path) -> Path:
 def publish_sweep(facts: Mapping[str, Any], site: Settings) -> Sweep:
     "The version that a sweep is, new or not."
     from ftnb.study.secrets import check
+    from ftnb.study.store import Store
     home = site.reports/f"{facts['study']}-sweep"
-    try: (site.store/"locks").mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise cannot_write(site.store, e) from e
-    (site.store/"runs").mkdir(exist_ok=True)
-    with FileLock(site.store/"locks"/f"{home.name}.lock"), \
-            tempfile.TemporaryDirectory(prefix=f"{home.name}-", dir=site.store/"runs") as folder:
-        built = build(facts, Path(folder)/"version")
+    store = Store(site.store, Hashes(site.store/"hashes.json"))
+    publishing = f"publishing {home.name}"
+    with store.run(home.name) as folder, store.lock(f"publish-{home.name}", what=publishing):
+        built = build(facts, folder/"version")
         check(built, site)
         for old in study_sweeps(facts["study"], site):
             if is_same(old.folder, built): return old
