@@ -2576,6 +2576,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ftnb.study.runner.failure': ('study/runner.html#failure', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.first_line': ('study/runner.html#first_line', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.found': ('study/runner.html#found', 'ftnb/study/runner.py'),
+                                   'ftnb.study.runner.harm': ('study/runner.html#harm', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.in_order': ('study/runner.html#in_order', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.issue': ('study/runner.html#issue', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.keep': ('study/runner.html#keep', 'ftnb/study/runner.py'),

@@ -113,8 +113,9 @@ def run(
         outcome = perform(plan, force)
         answer = answer_of(outcome)
         proof = answer_of(replace(outcome, new=False, executed=(), note=""))
-        record_proof(study, parameter or [], settings(), outcome.hashes, proof, began,
-                     outcome.rests_on, [outcome.version.folder.parent])
+        if outcome.executed or not outcome.note:     # not of a version that was written to
+            record_proof(study, parameter or [], settings(), outcome.hashes, proof, began,
+                         outcome.rests_on, [outcome.version.folder.parent])
         print(said(answer, as_json, colourful()))
 
 

@@ -236,7 +236,9 @@ def test_a_version_that_was_written_to_is_not_what_was_published(site):
     version = run(site).version
     undo = edit(version.page, "<body", "<body ")
     assert changed_files(version) == {"index.html": "changed"}
+    assert run(site).note == "since it was published: index.html changed"
     undo()
+    assert run(site).note == ""
     assert changed_files(version) == {}
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIXED', 'Stage', 'look_at', 'on_the_table', 'read_name', 'counts', 'Run', 'environment', 'settle', 'found',
-           'carry_out', 'unchanged', 'keep', 'failure', 'near', 'first_line', 'Outcome', 'conclude', 'in_order',
+           'carry_out', 'unchanged', 'keep', 'failure', 'near', 'first_line', 'Outcome', 'conclude', 'harm', 'in_order',
            'issue', 'apart', 'keep_files', 'run_study', 'perform', 'rests_on', 'settle_all', 'latest', 'peak',
            'check_key', 'check_writable', 'live_lines', 'stoppable']
 
@@ -34,7 +34,7 @@ from ftnb.study.schedule import (
 from .kernels import Kernels, imported
 from .store import Damaged, Receipt, Store, digest, read_receipt
 from .usage import Usage, differences, key_of, report_made, stage_made
-from .versions import Version, kept_files, publish, study_versions
+from .versions import Version, changed_files, kept_files, publish, study_versions
 
 # %% ../../nbs/study/runner.ipynb #c06
 @dataclass(frozen=True)
@@ -137,7 +137,10 @@ FIXED = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POL
 
 def environment(run: Run, stage: str) -> dict[str, str]:
     "What a stage's kernel is told."
-    return FIXED | {
+    stated = run.site.stated
+    same = {f"FTNB_{n.upper()}": getattr(stated, n)
+            for n in ("data_cards", "stages", "cache", "tracking_uri")}
+    return FIXED | same | {
         "FTNB_ROOT": str(run.site.root), "FTNB_WORKBENCH": str(run.workbench),
         "FTNB_PROGRESS": str(run.progress(stage)),
         "FTNB_CHECKPOINTS": str(run.store.root/"checkpoints"/run.stages[stage].key)}
@@ -257,11 +260,18 @@ def conclude(run: Run) -> Outcome:
                   run.workbench)
     ran, mark = tuple(s for s in run.plan.stages if s in run.executed), fingerprint(parts)
     same = [v for v in study_versions(run.plan.name, run.site) if v.fingerprint == mark]
-    if same and not ran: return Outcome(keep_files(run, same[-1]), False, ran)
+    if same and not ran: return Outcome(keep_files(run, same[-1]), False, ran, harm(same[-1]))
     for stage, receipt in parts.receipts.items():
         run.store.restore(receipt, run.workbench/stage)
     built = assemble(parts, run.folder/"version")
     return issue(run, built, mark, ran)
+
+
+def harm(version: Version) -> str:
+    "What became of a version's files since it was published; empty when nothing did."
+    changed = [f"{name} {how}" for name, how in changed_files(version).items()]
+    more = f" and {len(changed) - 3} more" if changed[3:] else ""
+    return f"since it was published: {', '.join(changed[:3])}{more}" if changed else ""
 
 
 def in_order(run: Run) -> dict[str, Receipt]: return {s: run.receipts[s] for s in run.plan.stages}
