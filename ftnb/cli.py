@@ -29,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Fine-tune language models in notebooks, and end with a report that stands up.",
     epilog="Exit codes: 0 done · 1 the study failed · 2 bad input, said before anything runs · "
-           "3 verify found a difference.")
+           "3 a version, or the store, isn't what it was.")
 out = Console(highlight=False, force_jupyter=False)
 err = Console(stderr=True, highlight=False, force_jupyter=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -41,6 +41,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try: command(*args, **options)
+        except typer.Exit: raise
         except (Exception, KeyboardInterrupt) as e:
             if options.get("debug"): raise
             raise typer.Exit(complain(e, options.get("as_json", False))) from None
@@ -396,17 +397,26 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is shown.")] = False,
     days: Annotated[float, typer.Option(
         "--days", help="Keep what is younger than this, needed or not.")] = 7,
+    check: Annotated[bool, typer.Option(
+        "--check", help="Read everything again instead, and say what is damaged (exit code 3); "
+                        "with --remove, mend it.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """What the store holds that no version needs; with --remove, free it.
 
     What a version in the reports was made from stays, and so does what a running study uses.
+    With --check and --remove, what is damaged is set aside, and taken back from the versions that
+    still have it; what isn't had by any is computed again when a study next asks for it.
     """
     from ftnb.study.hashing import Hashes
     from ftnb.study.store import Store
     here = settings()
     kept = Store(here.store, Hashes(here.store/"hashes.json"))
+    if check:
+        health = kept.repair() if remove else kept.check(deep=True)
+        say(as_json, health.to_dict(), health)
+        raise typer.Exit(0 if health else 3)
     found = kept.garbage(here.reports, days)
     if remove: found = kept.collect(found)
     say(as_json, {**found.to_dict(), "removed": remove}, found)

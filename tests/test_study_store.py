@@ -16,7 +16,9 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from typer.testing import CliRunner
 
+from ftnb.cli import app
 from ftnb.foundation.errors import BadInput, StudyFailed
 from ftnb.foundation.files import (
     effects,
@@ -82,6 +84,26 @@ def believed(home: Path, ended: faults.Ended | None = None) -> None:
     if ended and ended.error: assert "No space" in ended.error or "Input/output" in ended.error \
         or "disk" in ended.error, ended.error
 
+
+def test_gc_checks_and_mends(tmp_path, monkeypatch):
+    "A changed byte: named with exit code 3, mended with --remove, whole afterwards."
+    monkeypatch.setenv("FTNB_STORE", str(tmp_path/".ftnb"))
+    monkeypatch.setenv("FTNB_REPORTS", str(tmp_path/"reports"))
+    stage(tmp_path)
+    receipt = keep(tmp_path)
+    place = open_store(tmp_path).place(min(receipt.objects))
+    def gc(*options: str):
+        done = CliRunner().invoke(app, ["gc", *options], catch_exceptions=False)
+        return done.exit_code, done.output
+    assert gc("--check")[0] == 0
+    place.chmod(0o644)
+    place.write_bytes(b"x" + place.read_bytes()[1:])
+    place.chmod(0o444)
+    code, said = gc("--check")
+    assert code == 3 and "isn't what its name says" in said
+    assert json.loads(gc("--check", "--json")[1])["flaws"][0]["path"].endswith(place.name)
+    assert gc("--check", "--remove")[0] == 0 == gc("--check")[0]
+    assert find(tmp_path) is None         # computed again, when a study asks for it
 
 # -- faults at every durable operation: all of them in the slow tests, a sample otherwise
 
