@@ -396,7 +396,7 @@ def site(
 def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is shown.")] = False,
     days: Annotated[float, typer.Option(
-        "--days", help="Keep what is younger than this, needed or not.")] = 7,
+        "--days", min=0, help="Keep what is younger than this, needed or not.")] = 7,
     check: Annotated[bool, typer.Option(
         "--check", help="Read everything again instead, and say what is damaged (exit code 3); "
                         "with --remove, mend it.")] = False,

@@ -696,7 +696,11 @@ class Garbage:
                 if (of := [w for w in self.wastes if w.reason == r])]
 
     @property
-    def sentence(self) -> str: return f"{amount(self.bytes)} that nobody needs"
+    def sentence(self) -> str:
+        if not self.wastes: return f"nothing older than {self.days:g} days that nobody needs"
+        return f"{amount(self.bytes)} that nobody needs"
+
+
     def __repr__(self): return self.sentence
 
     def to_dict(self) -> dict[str, Any]:
@@ -704,12 +708,14 @@ class Garbage:
 
     def __rich__(self):
         from rich.table import Table
+        if not self.wastes: return self.sentence
         table = Table(title=self.sentence)
         for name in ("why", "how many", "frees"): table.add_column(name)
         for why, n, frees in self.rows(): table.add_row(why, f"{n:,}", frees)
         return table
 
     def _repr_markdown_(self):
+        if not self.wastes: return self.sentence
         rows = [f"| {why} | {n:,} | {frees} |" for why, n, frees in self.rows()]
         return "\n".join([self.sentence, "", "| why | how many | frees |", "|---|---|---|", *rows])
 
