@@ -3539,6 +3539,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'ftnb.versions.seeds.SeedSpread.to_dict': ( 'versions/seeds.html#seedspread.to_dict',
                                                                                  'ftnb/versions/seeds.py'),
                                      'ftnb.versions.seeds._metrics': ('versions/seeds.html#_metrics', 'ftnb/versions/seeds.py'),
+                                     'ftnb.versions.seeds.model_of': ('versions/seeds.html#model_of', 'ftnb/versions/seeds.py'),
                                      'ftnb.versions.seeds.seed_of': ('versions/seeds.html#seed_of', 'ftnb/versions/seeds.py'),
                                      'ftnb.versions.seeds.seed_spreads': ('versions/seeds.html#seed_spreads', 'ftnb/versions/seeds.py'),
                                      'ftnb.versions.seeds.setting': ('versions/seeds.html#setting', 'ftnb/versions/seeds.py'),

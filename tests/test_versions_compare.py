@@ -229,6 +229,13 @@ def test_seeds_of_one_setting(tmp_path):
     assert "one setting" in compare(olds[1], olds[2], site, metrics=["accuracy"]).notes[-1]
 
 
+def test_one_model_is_called_one(toys):
+    other = make_version(toys[2].root, 31, Made(ROWS[4:]))
+    notes = compare(toys[0], other, toys[2], metrics=["accuracy"]).notes
+    assert any("have the same model (sha256 " in n for n in notes), notes
+    assert not any("two trained models" in n for n in notes)
+
+
 def test_committed_versions_of_the_older_kind():
     from ftnb.foundation.settings import settings as site
     try: a, b = (find_version(f"quickstart@{n}", site()) for n in (1, 3))
