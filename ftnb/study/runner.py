@@ -384,13 +384,12 @@ def check_key(site: Settings) -> None:
 def check_writable(site: Settings, study: str) -> None:
     "Try to write where the report and the work will go, before the work rather than after it."
     import tempfile
-    for folder in (site.reports/study, site.store):
+    published = site.reports/study    # made with the first version, not before
+    for folder in (published if published.exists() else site.reports, site.store):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder): pass
         except OSError as e: raise cannot_write(folder, e) from e
-    with_nothing = not any((site.reports/study).iterdir())
-    if with_nothing: (site.reports/study).rmdir()
 
 
 def live_lines(plan: Plan, store: Store, folder: Path) -> Live:
