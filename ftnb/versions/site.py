@@ -78,12 +78,11 @@ def read_entry(version: Version) -> Entry:
 def follows(facts: Mapping[str, Any]) -> dict[str, Any]:
     "What a version follows from besides parameters, by what people call it."
     made = {s: x["made"] for s, x in facts.get("stages", {}).items()}
-    if not made:     # ftnb/version/1
-        outputs = facts.get("records", {}).get("prepare", {}).get("outputs", {})
-        return {"code": facts.get("code", {}),
-                "data": {n: r["sha256"] for n, r in outputs.items() if n == "examples"}}
+    stages = facts.get("stages") or facts.get("records", {})     # ftnb/version/1 has records
+    rows = stages.get("prepare", {}).get("outputs", {}).get("examples", {}).get("sha256")
+    if not made: return {"code": facts.get("code", {}), "data": rows}
     of = lambda *names: {f"{s}.{n}": m.get(n) for s, m in made.items() for n in names}
-    return {"code": of("cells", "modules", "files"), "data": of("contents"),
+    return {"code": of("cells", "modules", "files"), "data": rows,
             "packages": of("packages", "python")}
 
 # %% ../../nbs/versions/site.ipynb #c09
@@ -339,15 +338,17 @@ class Site:
                 "sweeps": self.sweeps}
 
     def __str__(self):
-        return (f"{os.path.relpath(self.page)}: {self.studies} studies, {self.versions} versions, "
-                f"{self.sweeps} sweeps")
+        return f"{os.path.relpath(self.page)}: {self._repr_markdown_()}"
 
     def __repr__(self): return f"Site({self._repr_markdown_()})"
 
     def __rich__(self): return str(self)
 
     def _repr_markdown_(self):
-        return f"{self.studies} studies, {self.versions} versions, {self.sweeps} sweeps"
+        count = lambda n, one, many: f"{n:,} {one if n == 1 else many}"
+        return ", ".join([count(self.studies, "study", "studies"),
+                          count(self.versions, "version", "versions"),
+                          count(self.sweeps, "sweep", "sweeps")])
 
 
 def write_site(
