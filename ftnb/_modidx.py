@@ -2588,6 +2588,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ftnb.study.runner.on_the_table': ('study/runner.html#on_the_table', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.peak': ('study/runner.html#peak', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.perform': ('study/runner.html#perform', 'ftnb/study/runner.py'),
+                                   'ftnb.study.runner.read_file': ('study/runner.html#read_file', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.read_name': ('study/runner.html#read_name', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.rests_on': ('study/runner.html#rests_on', 'ftnb/study/runner.py'),
                                    'ftnb.study.runner.run_study': ('study/runner.html#run_study', 'ftnb/study/runner.py'),

@@ -61,6 +61,26 @@ def test_nothing_changed_is_identical(published):
     assert [v.number for v in map(open_version, version.folder.parent.iterdir())] == [1]
 
 
+def test_what_people_wrote_in_a_data_card_is_there_again(tmp_path):
+    "A stage reads the site's data card: identical; after an edit of it, that file is named."
+    site = toy_site(tmp_path)
+    site.data_cards.mkdir()
+    card = site.data_cards/"toy.md"
+    card.write_text("why: to try\n")
+    cells = list(CELLS["prepare"])
+    cells[-1] += "\nbench.facts(why=(settings().data_cards/'toy.md').read_text())"
+    write_stage(site, "prepare", cells)
+    (site.root/"params"/"toy.yaml").write_text(STUDY)
+    version = perform(read_study(site.root/"params"/"toy.yaml", [], site), site=site).version
+    assert set(version.facts["stages"]["prepare"]["reads"]) == {"data_cards/toy.md"}
+    verdict = verify(version, site, quiet=True)
+    assert verdict.rung == "identical" and not verdict.changes, verdict.rows()
+    card.write_text("why: to see\n")
+    verdict = verify(version, site, quiet=True)
+    assert verdict.exit_code == 3
+    assert any("data_cards/toy.md" in " ".join(row) for row in verdict.rows()), verdict.rows()
+
+
 SPY = """
 import os
 import socket

@@ -53,14 +53,18 @@ class Stopped(StageFailed):
     "Somebody stopped it."
 
 # %% ../../nbs/study/execution.ipynb #c08
-def unread(root: Path, ignore: Sequence[Path] = ()) -> dict[str, list[str]]:
-    "Folders whose files don't count as read: `never`, and `outside` of the repository."
+def unread(
+    root: Path,
+    ignore: Sequence[Path] = (),
+    count: Sequence[Path] = (),
+) -> dict[str, list[str]]:
+    "Folders whose files don't count as read: `never`, and `outside` of the repository (`root`)."
     caches = [os.environ.get(name, "") for name in ("HF_HOME", "XDG_CACHE_HOME", "TMPDIR")]
     system = ["/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/opt", "/run", "/tmp",
               tempfile.gettempdir(), sys.base_prefix, site.getusersitepackages(),
               str(Path.home()/".cache"), str(Path.home()/".config"), *filter(None, caches)]
     both = {"never": [sys.prefix, str(root/".git"), *map(str, ignore)], "outside": system,
-            "root": [str(root)]}
+            "root": [*map(str, [root, *count])]}
     return {name: [os.path.join(os.path.abspath(p), "") for p in found]
             for name, found in both.items()}
 
@@ -90,19 +94,20 @@ def execute(
     stop: threading.Event | None = None,            # set it to end early
     needs: Sequence[str] | None = None,             # what of the kernels' preloaded; None: all
     ignore: Sequence[Path] = (),                    # folders whose files aren't told as read
+    count: Sequence[Path] = (),                     # folders whose files are, wherever they lie
 ) -> Executed:
     "Execute a notebook. Raises StageFailed, Stopped, or BadInput when it can't be saved."
     if kernels is None:
         with Kernels(environment=environment) as kernels:
             return execute(notebook, output, parameters, kernels=kernels, environment=environment,
                            cwd=cwd, timeout=timeout, on_cell=on_cell, stop=stop, needs=needs,
-                           ignore=ignore)
+                           ignore=ignore, count=count)
     from ftnb.study.engine import Job, with_papermill
     begun, folder = time.monotonic(), Path(cwd or notebook.parent).resolve()
     told = {**kernels.environment, **(environment or {})}
     root = Path(told.get("FTNB_ROOT", folder)).resolve()
     reads = kernels.folder/f"reads-{next(kernels.numbers)}"
-    told |= {"FTNB_READS": str(reads), "FTNB_UNREAD": json.dumps(unread(root, ignore)),
+    told |= {"FTNB_READS": str(reads), "FTNB_UNREAD": json.dumps(unread(root, ignore, count)),
              "IPYTHONDIR": str(kernels.folder/"ipython")}   # nobody's own start-up files
     job = Job(Path(output).resolve(), kernels, told, folder,
               timeout, on_cell, stop or threading.Event(), needs)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..foundation.settings import Settings, settings
 from .hashing import Hashes
 from .plan import Plan
-from .runner import Stage, latest, look_at, on_the_table
+from .runner import Stage, latest, look_at, on_the_table, read_file
 from .store import Receipt, Store
 from .usage import differences
 from .versions import study_versions
@@ -87,14 +87,14 @@ def _reason(plan: Plan, site: Settings, store: Store, hashes: Hashes, stage: Sta
     "One stage's answer; what is found joins the receipts."
     waits = [s for s in stage.needs if s not in receipts]
     there = None if waits else on_the_table(stage, receipts)
-    now = lambda name: hashes.of(site.root/name)
+    now = lambda name: hashes.of(read_file(name, site))
     receipt = store.find(stage.name, stage.key, there, now) if there is not None else None
     if receipt:
         receipts[stage.name] = receipt
         return Reason(stage.name, "no", ("code, parameters, inputs and packages are as they were",))
     last = before(plan, site, store, stage.name)
     if last is None: return Reason(stage.name, "yes", ("it has never run here",))
-    reads = {n: now(n) for n in last["reads"] if (site.root/n).exists()}
+    reads = {n: now(n) for n in last["reads"] if read_file(n, site).exists()}
     why = changed(stage, last, there, reads, site)
     if why: return Reason(stage.name, "yes", tuple(why))
     if waits:

@@ -148,6 +148,8 @@ def rerun(
     quiet: bool = False,             # what it says goes to a file in the room, not to the terminal
 ) -> Rerun:
     "Run a study in a clean room. Raises what the run raises: StudyFailed, BadInput."
+    if site.data_cards.is_dir():     # what people wrote in them goes into a report
+        shutil.copytree(site.data_cards, room/"data_cards")
     write_json(room/"job.json", {"study": str(study), "overrides": as_options(overrides)})
     command = [sys.executable, "-s", "-P", "-m", "ftnb.versions.isolation", str(room)]
     inside, log = clean_environment(site, room, os.environ), room/"log.txt"
