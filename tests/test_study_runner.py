@@ -3,8 +3,10 @@
 On a repository of six stages that take no time (tests/toy.py). What changes is put back after each
 case, and a run then executes nothing: A → B → A.
 """
+import ctypes
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -368,7 +370,17 @@ def test_two_hundred_kills(tmp_path, undisturbed):
     assert hits >= 100
 
 
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
+def interrupt_a_thread(pid: int) -> None:
+    "What the system may do with a Ctrl-C: any thread of a process can be the one that gets it."
+    other = next(int(p.name) for p in Path(f"/proc/{pid}/task").iterdir() if int(p.name) != pid)
+    tgkill = 234 if platform.machine() == "x86_64" else 131
+    assert ctypes.CDLL(None).syscall(tgkill, pid, other, int(signal.SIGINT)) == 0
+
+
+@pytest.mark.parametrize("interrupt", [lambda p: p.send_signal(signal.SIGINT),
+                                       lambda p: interrupt_a_thread(p.pid)],
+                         ids=["main thread", "another thread"])
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path, interrupt):
     site = toy_site(tmp_path)
     study(site)
     process = start(site, "params/toy.yaml", "-p", "train.pause=30")
@@ -377,7 +389,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(.1)
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    interrupt(process)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "the same command goes on from" in err, out + err
     assert not study_versions("toy", site) and not left_running(site.root)

@@ -120,7 +120,7 @@ def execute(
 # %% ../../nbs/study/execution.ipynb #c13
 def patiently(work: Callable[[], None], job: Any) -> None:
     "Do the work in a thread; Ctrl-C asks it to stop, and a second one to hurry."
-    over, failed = threading.Event(), []
+    over, failed, last = threading.Event(), [], float("inf")
 
     def inner() -> None:
         try: work()
@@ -129,12 +129,13 @@ def patiently(work: Callable[[], None], job: Any) -> None:
 
     threading.Thread(target=inner, daemon=True, name="ftnb-stage").start()
     while not over.is_set():
-        try: over.wait(3 if job.hurry.is_set() else None)
+        try: over.wait(.5)      # not for ever: a Ctrl-C that another thread gets wakes nobody
         except KeyboardInterrupt:
             if job.stop.is_set(): job.hurry.set()
             job.stop.set()
+            last = time.monotonic() + 3
         else:
-            if job.hurry.is_set(): break
+            if job.hurry.is_set() and time.monotonic() > last: break
     if failed: raise failed[0]
 
 

@@ -101,7 +101,8 @@ def run_in_order(
                     if len(running) >= side_by_side or running and not room(stage): continue
                     waiting.remove(stage)
                     running[pool.submit(settle, stage)] = stage
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                # any thread may get a Ctrl-C; the main one acts on it, and only when awake
+                for done in wait(running, timeout=.5, return_when=FIRST_COMPLETED).done:
                     stage = running.pop(done)
                     error = done.exception()
                     if error: failed[stage] = error
