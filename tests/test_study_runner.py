@@ -377,6 +377,7 @@ def interrupt_a_thread(pid: int) -> None:
     assert ctypes.CDLL(None).syscall(tgkill, pid, other, int(signal.SIGINT)) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("interrupt", [lambda p: p.send_signal(signal.SIGINT),
                                        lambda p: interrupt_a_thread(p.pid)],
                          ids=["main thread", "another thread"])
