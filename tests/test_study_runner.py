@@ -302,9 +302,10 @@ COMMAND = [sys.executable, "-c", "from ftnb.door import main; main()", "run"]
 
 def start(site: Settings, *arguments: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FTNB_")}
-    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)   # as a shell may not
-    return subprocess.Popen([*COMMAND, *arguments], cwd=site.root, env=environment, preexec_fn=heeds,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*COMMAND, *arguments], cwd=site.root, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=heeds)
 
 
 def left_running(root: Path) -> list[str]:
