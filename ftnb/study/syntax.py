@@ -69,8 +69,11 @@ def parsed(source: str | bytes) -> ast.Module | None:
     "The syntax tree, or None where it isn't Python."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")      # of what Python would rather see written otherwise
-        try: return ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError): return None
+        for _ in range(9):
+            try: return ast.parse(source)
+            except SystemError: continue     # two threads at once in CPython 3.11 (gh-106905)
+            except (SyntaxError, ValueError, RecursionError, MemoryError): return None
+        return ast.parse(source)
 
 # %% ../../nbs/study/syntax.ipynb #c13
 def code_hash(source: str | bytes) -> str:
