@@ -1,10 +1,12 @@
 "A kernel that is a copy is a kernel like another; and where a copy isn't safe there is none."
+import gc
 import json
 import os
 import re
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -303,3 +305,18 @@ def test_what_stages_import():
     assert imported(code) == ["torch.nn", "yaml", "datasets.load_dataset", "datasets.Dataset",
                               "numpy"]
     assert imported(["import mine, theirs"], ours=["mine"]) == ["theirs"]
+
+
+def test_threads_may_ask_at_once_what_is_imported():
+    "CPython 3.11 counts the depth of its syntax trees for all threads together (gh-106905)."
+    code = ["import numpy\n" + ("x = " + "(" * 40 + "1" + ",)" * 40 + "\n") * 5]
+    switch = lambda *_: time.sleep(0)
+    before = gc.get_threshold()
+    gc.set_threshold(20)
+    gc.callbacks.append(switch)             # as any finaliser may, in the middle of a tree
+    try:
+        with ThreadPoolExecutor(4) as pool: found = list(pool.map(imported, [code] * 40))
+    finally:
+        gc.callbacks.remove(switch)
+        gc.set_threshold(*before)
+    assert found == [["numpy"]] * 40

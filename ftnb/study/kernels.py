@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import guard
+from .syntax import parsed
 
 # %% ../../nbs/study/kernels.ipynb #c05
 def imported(
@@ -36,7 +37,7 @@ def imported(
     "What source texts import from packages that are neither ours nor Python's, as it comes."
     found: dict[str, None] = {}
     for text in code:
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text) or ast.Module([], [])):
             if isinstance(node, ast.Import): names = [a.name for a in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [f"{node.module}.{a.name}".removesuffix(".*") for a in node.names]

@@ -15,14 +15,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from .syntax import parsed
+
 # %% ../../nbs/study/schedule.ipynb #c06
 def received(
     content: bytes,          # Python source
 ) -> list[str | None]:       # None: one whose name isn't written out
     "The stages that a piece of code receives from."
     found: set[str | None] = set()
-    try: tree = ast.parse(content)
-    except SyntaxError: return [None]
+    tree = parsed(content)
+    if tree is None: return [None]
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)): continue
         if node.func.attr not in ("receive", "record") or not node.args: continue
