@@ -119,7 +119,7 @@ def run(
                          outcome.rests_on, [outcome.version.folder.parent])
         print(said(answer, as_json, colourful()))
 
-
+# %% ../nbs/cli.ipynb #c09
 def answer_of(outcome: Any) -> dict[str, Any]:
     "What a run is answered with: text, note, and facts as JSON."
     version, ran = outcome.version, list(outcome.executed)
@@ -135,7 +135,7 @@ def facts_of(version: Any) -> dict[str, Any]:
     return {"study": version.study, "version": version.number, "decision": version.decision,
             "report": str(version.page), "fingerprint": version.fingerprint}
 
-# %% ../nbs/cli.ipynb #c09
+# %% ../nbs/cli.ipynb #c11
 @app.command()
 @guarded
 def params(
@@ -181,7 +181,7 @@ def parameter_table(stage: str, schema: Any) -> Table:
         view.add_row(p.name, kind, shown(p.default), meaning)
     return view
 
-
+# %% ../nbs/cli.ipynb #c13
 @app.command("settings")
 @guarded
 def show_settings(as_json: AsJson = False, debug: Debug = False) -> None:
@@ -199,7 +199,7 @@ def show_settings(as_json: AsJson = False, debug: Debug = False) -> None:
              for name, value, source, meaning in site.rows()}
     say(as_json, facts, view)
 
-# %% ../nbs/cli.ipynb #c11
+# %% ../nbs/cli.ipynb #c15
 @app.command()
 @guarded
 def reports(
@@ -219,7 +219,7 @@ def reports(
     none = "no reports yet: `ftnb run params/quickstart.yaml` makes one"
     say(as_json, {"reports": [facts_of(v) for v in found]}, view if found else none)
 
-
+# %% ../nbs/cli.ipynb #c17
 @app.command()
 @guarded
 def show(
@@ -250,7 +250,7 @@ def number_text(n: dict[str, Any]) -> str:
     "A number of the front page, with its interval."
     return n["text"] if "text" in n else f"{n['estimate']:.3f} [{n['low']:.3f}, {n['high']:.3f}]"
 
-# %% ../nbs/cli.ipynb #c13
+# %% ../nbs/cli.ipynb #c19
 VersionName = Annotated[str, typer.Argument(
     metavar="STUDY[@N]", help="A study's newest version, or version N.")]
 
@@ -282,7 +282,7 @@ def compare(
     if html: write_text(html, page(found))
     say(as_json, found.to_dict(), found)
 
-
+# %% ../nbs/cli.ipynb #c21
 @app.command()
 @guarded
 def verify(
@@ -308,7 +308,7 @@ def verify(
     say(as_json, verdict.to_dict(), verdict)
     if verdict.exit_code: raise typer.Exit(verdict.exit_code)
 
-
+# %% ../nbs/cli.ipynb #c23
 @app.command()
 @guarded
 def lineage(
@@ -343,7 +343,7 @@ def lineage(
         uses(given[0][1], settings(), given[0][0])
     say(as_json, found.to_dict(), found)
 
-# %% ../nbs/cli.ipynb #c15
+# %% ../nbs/cli.ipynb #c25
 @app.command()
 @guarded
 def sweep(
@@ -376,7 +376,7 @@ def sweep(
     if not as_json: out.print(os.path.relpath(found.page))
     if found.exit_code: raise typer.Exit(found.exit_code)
 
-
+# %% ../nbs/cli.ipynb #c27
 @app.command()
 @guarded
 def site(
@@ -390,7 +390,7 @@ def site(
     made = write_site(folder, settings())
     say(as_json, made.to_dict(), made)
 
-
+# %% ../nbs/cli.ipynb #c29
 @app.command()
 @guarded
 def gc(
@@ -422,7 +422,7 @@ def gc(
     say(as_json, {**found.to_dict(), "removed": remove}, found)
     if not as_json and found.wastes and not remove: out.print("[dim]--remove frees it[/]")
 
-# %% ../nbs/cli.ipynb #c16
+# %% ../nbs/cli.ipynb #c30
 @app.callback(invoke_without_command=True)
 def main_options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,

@@ -195,7 +195,8 @@ def test_unanswered_questions_are_said_and_counted():
     found = bias(GAP, "no evidence", "insufficient data", "disparity found")
     gap, count, some = decide(["worst gap upper <= 0.10", "disparities found <= 1",
                                "disparities found <= 2"], found).results
-    assert gap.outcome == MET and "1 of 3 questions had insufficient data" in gap.reason
+    assert gap.outcome == MET and gap.evidence
+    assert gap.reason.endswith(f"({gap.evidence.note}); 1 of 3 questions had insufficient data")
     assert (count.outcome, some.outcome) == (CANT_TELL, MET)
     assert count.evidence and count.evidence.interval == Interval(1, 1, 2)
 

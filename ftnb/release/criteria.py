@@ -319,6 +319,7 @@ def judge(
     if found is None: return Result(c, CANT_TELL, None, f"{c.measure} was not measured")
     if not found.enough: return Result(c, CANT_TELL, found, found.caveat)
     outcome, reason = _held(c, found)
+    if found.note: reason += f" ({found.note})"
     return Result(c, outcome, found, "; ".join(filter(None, [reason, found.caveat])))
 
 
