@@ -17,8 +17,8 @@ from ftnb.study.usage import differences, report_made, stages_made
 from ftnb.study.versions import changed_files, open_version
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = ["foundation", "data", "places", "train", "evaluate", "bias", "explain", "release",
-          "study", "versions", "cli", "door"]
+FLOORS = ["foundation", "rehearsal", "data", "places", "train", "evaluate", "bias", "explain",
+          "release", "platform", "study", "versions", "cli", "door"]
 STUDIES = sorted((ROOT/"params").glob("*.yaml"))
 LIBRARY = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb")
                  if "stages" not in p.parts and ".ipynb_checkpoints" not in p.parts)
@@ -52,6 +52,14 @@ def test_imports_go_down():
             here, there = name.split(".")[1], other.split(".")[1]
             goes_down = FLOORS.index(there) <= FLOORS.index(here)
             assert goes_down, f"{name} imports {other}, a floor above"
+
+
+def test_the_rehearsal_knows_nothing_of_the_rest():
+    "It can be used alone: of ftnb it needs the ground floor only."
+    for name, file in MODULES.items():
+        if not name.startswith("ftnb.rehearsal."): continue
+        areas = {other.split(".")[1] for other in imports(file)}
+        assert areas <= {"foundation", "rehearsal"}, f"{name} knows {areas}"
 
 
 def test_no_import_goes_in_a_circle():
