@@ -6,6 +6,7 @@
 __all__ = ['ACCOUNT', 'REGION', 'Handler', 'INTERNAL', 'ServiceError', 'Call', 'page', 'Options', 'Context', 'own_client']
 
 # %% ../../nbs/rehearsal/service.ipynb #c03
+import os
 import sys
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -17,7 +18,7 @@ from typing import Any
 from .faults import Faults, Interruptions
 
 # %% ../../nbs/rehearsal/service.ipynb #c06
-ACCOUNT = "123456789012"   # the account of every rehearsal, in no use at AWS: the documentation's own
+ACCOUNT = "123456789012"   # the account of every rehearsal, the one of AWS's documentation
 REGION = "us-east-1"       # where a client is that says nothing
 
 
@@ -55,7 +56,7 @@ def page(
     size: int = 10,            # a page without MaxResults
 ) -> tuple[list, dict[str, str]]:   # the page, and {"NextToken": …} when there's more
     "The page of a list that a request asks for."
-    try: start = int(urlsafe_b64decode(request.get("NextToken") or b"MA=="))
+    try: start = int(urlsafe_b64decode(request.get("NextToken") or b"MA=="))   # MA== is 0
     except ValueError as e:
         raise ServiceError("ValidationException", "Invalid pagination token.") from e
     stop = start + (request.get("MaxResults") or size)
@@ -110,8 +111,12 @@ def own_client(endpoint: str, service: str, region: str):
     "A new client with fixed credentials that reads no configuration of this machine's user."
     import boto3
     from botocore.config import Config
-    session = boto3.Session("testing", "testing", region_name=region)
-    config = Config(retries={"mode": "standard", "total_max_attempts": 3},
-                    user_agent_extra=INTERNAL, max_pool_connections=32,
+    from botocore.session import Session
+    nothing = {"profile": (None, None, None, None), "ca_bundle": (None, None, None, None),
+               "config_file": (None, None, os.devnull, None)}
+    session = boto3.Session("testing", "testing", region_name=region,
+                            botocore_session=Session(session_vars=nothing))
+    config = Config(retries={"mode": "standard", "total_max_attempts": 3}, proxies={},
+                    user_agent_extra=INTERNAL, max_pool_connections=32, read_timeout=600,
                     s3={"addressing_style": "path"}, ignore_configured_endpoint_urls=True)
     return session.client(service, endpoint_url=endpoint, config=config)
