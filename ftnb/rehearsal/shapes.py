@@ -89,7 +89,7 @@ def service_model(
 
 # %% ../../nbs/rehearsal/shapes.ipynb #c13
 KINDS = {str: "STRING_VALUE", bool: "BOOLEAN_VALUE", int: "NUMBER_VALUE", float: "NUMBER_VALUE",
-         list: "LIST", dict: "STRUCTURE"}
+         list: "LIST", dict: "STRUCTURE", type(None): "NULL_VALUE"}
 JAVA: dict[str, tuple[Any, str]] = {
     "string": (str, "a String"), "boolean": (bool, "a Boolean"), "list": (list, "a List"),
     "map": (dict, "a Map"), "structure": (dict, "a Structure"), "integer": (int, "an Integer"),
