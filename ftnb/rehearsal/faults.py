@@ -104,7 +104,7 @@ def read_rule(given: Any) -> Rule:
     "A rule from JSON, or an error that says what is wrong with it."
     given = known_names(given, Rule)
     for name, known in (("fault", ANSWERS + JOBS), ("when", MOMENTS)):
-        value = given.get(name, "upload")
+        value = given.get(name, "upload" if name == "when" else "")
         if value not in known:
             raise BadInput(f"{name} is {value!r}{nearest(str(value), known)}", name,
                            f"write one of {', '.join(known)}")
