@@ -46,6 +46,16 @@ class Progress:
         due = time.monotonic() - self._last > .25 or self.n == self.total
         if self._file and due: self._tell()
 
+    def reach(
+        self,
+        n: int,                     # steps done in all
+        total: int | None = None,   # of how many; None: as it was
+        note: str = "",
+    ) -> None:
+        "Show how far somebody else's work has come."
+        if total is not None: self.total = self._bar.total = total
+        self.update(n - self.n, note)
+
     def _tell(self) -> None:
         "Leave the state for the runner; a line that can't be written is not worth failing for."
         self._last = time.monotonic()
