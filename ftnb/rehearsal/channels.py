@@ -213,9 +213,8 @@ class Host:
 
 def hosts_of(resources: dict[str, Any]) -> list[Host]:   # a ResourceConfig
     "The instances that a job asks for, in their order."
-    first = (resources.get("InstancePreferences") or [{}])[0].get("InstanceType")
-    one = {"InstanceType": resources.get("InstanceType") or first,
-           "InstanceCount": resources.get("InstanceCount", 1), "InstanceGroupName": Host.group}
+    one = {"InstanceCount": 1, "InstanceGroupName": Host.group} | resources
+    if preferred := resources.get("InstancePreferences"): one |= preferred[0]
     groups = resources.get("InstanceGroups") or [one]
     kinds = [(g["InstanceType"], g["InstanceGroupName"])
              for g in groups for _ in range(g["InstanceCount"])]
