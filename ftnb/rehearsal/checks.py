@@ -6,7 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/rehearsal/checks.ipynb #c03
-from .training_checks import training
 from .instances import quotas, wanted
+from .processing_checks import processing
+from .training_checks import training
+from .tuning_checks import tuning
 
-__all__ = ["training", "quotas", "wanted"]
+__all__ = ["processing", "quotas", "training", "tuning", "wanted"]

@@ -82,7 +82,7 @@ GRANTED = {
     "Number of instances across all training jobs": 100,
     "Number of instances across all processing jobs": 100,
     "Longest run time for a training job": 28*24*3600,
-    "Longest run time for a processing job": 5*24*3600,
+    "Longest run time for a processing job": 7*24*3600,
     "Size of EBS volume for a training job instance": 1024,
     "Size of EBS volume for a processing job instance": 1024,
     "Maximum number of parallel training jobs per hyperparameter tuning job": 100,
@@ -93,6 +93,7 @@ NEW_ACCOUNT = {
     "accelerated for training job usage": 0, "accelerated for processing job usage": 0,
     "* for spot training job usage": 0, "* for training job usage": 4,
     "Longest run time for a training job": 5*24*3600,
+    "Longest run time for a processing job": 5*24*3600,
     "Maximum number of parallel training jobs per hyperparameter tuning job": 10,
 }
 quotas: dict[str, int] = dict(GRANTED)   # of the rehearsal's account; may be changed
