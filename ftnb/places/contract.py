@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..foundation.errors import BadInput, StudyFailed
-from ..foundation.files import write_json
+from ..foundation.files import read_json, write_json
 
 # %% ../../nbs/places/contract.ipynb #c06
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def lay_out(
     for name, path in job.channels.items():
         if not Path(path).exists(): raise BadInput(f"channel {name} has no data", str(path))
     for old in ("input", "model", "output"): shutil.rmtree(folders.root/old, ignore_errors=True)
+    (folders.root/"where.json").unlink(missing_ok=True)
     for new in (folders.model, folders.checkpoints, folders.output, folders.data):
         new.mkdir(parents=True, exist_ok=True)
     write_json(folders.config/"hyperparameters.json", as_strings(job.hyperparameters))
@@ -235,6 +236,12 @@ class JobResult:
 
     @property
     def output(self) -> Path: return self.folders.output
+
+    @property
+    def where(self) -> dict[str, Any]:
+        "Where it ran, and what that place says of it; of this machine there's nothing to say."
+        told = self.folders.root/"where.json"
+        return read_json(told) if told.exists() else {"place": "local"}
 
     def checked(self) -> "JobResult":
         "Itself when the job completed; else the error that says why not."
