@@ -321,7 +321,7 @@ def left_running(root: Path) -> list[str]:
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name not in ("timings.json",)}
+            if p.is_file() and p.name not in ("timings.json", "run.html")}
 
 
 def killed_and_run_again(root: Path, kills: int, seed: int, reference: dict[str, bytes]) -> int:

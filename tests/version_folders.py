@@ -127,7 +127,7 @@ def publish(version: Version, stages: dict[str, dict], bench: Path) -> None:
              "report": {"modules": {"ftnb.study.report": "4" * 64}, "files": {}}}
     write_crate(folder, facts)
     files = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*"))
-             if p.is_file() and p.name != "timings.json"}
+             if p.is_file() and p.name not in ("timings.json", "run.html")}
     write_json(folder/"version.json", facts | {"files": files})
 
 

@@ -124,7 +124,7 @@ class Workbench(HandingOver):
         bench = cls(stage, (root or settings().workbench).resolve())
         try: bench.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise cannot_write(bench.folder, e) from e
-        for name in ("record.json", "facts.json", "front.json", "timings.json"):
+        for name in ("record.json", "facts.json", "front.json", "timings.json", "where.json"):
             (bench.folder/name).unlink(missing_ok=True)
         return bench
 
@@ -157,6 +157,10 @@ class Workbench(HandingOver):
         file = self.folder/"timings.json"
         known = read_json(file) if file.exists() else {}
         write_json(file, known | {k: round(float(v), 3) for k, v in seconds.items()})
+
+    def ran(self, where: dict[str, Any]) -> None:
+        "Note where its job ran; kept apart from what is compared, too."
+        write_json(self.folder/"where.json", plain(where))
 
 
 def plain(value: Any) -> Any:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MACHINE_CARDS', 'Parts', 'canonical', 'fingerprint', 'told', 'write_facts', 'environment', 'write_notebooks',
-           'write_cards', 'version_facts', 'write_version', 'write_timings', 'assemble']
+           'write_cards', 'version_facts', 'write_version', 'write_timings', 'ran_where', 'assemble']
 
 # %% ../../nbs/study/assembly.ipynb #c03
 import hashlib
@@ -120,13 +120,20 @@ def write_version(parts: Parts, folder: Path, mark: str) -> Path:
 def write_timings(parts: Parts, folder: Path) -> None:
     "How long it took, and what it took: never part of what is compared."
     write_json(folder/"timings.json", {
-        s: {**r.resources, **parts.facts(s, "timings.json", {})}
+        s: {**r.resources, **parts.facts(s, "timings.json", {}), **ran_where(parts, s)}
         for s, r in parts.receipts.items()})
+
+
+def ran_where(parts: Parts, stage: str) -> dict[str, Any]:
+    "Where a stage's job ran, if it said so."
+    where = parts.facts(stage, "where.json", None)
+    return {"where": where} if where else {}
 
 # %% ../../nbs/study/assembly.ipynb #c17
 def assemble(parts: Parts, folder: Path) -> Path:
     "Put a version together in a new folder; it has no number yet."
     from ftnb.study.crate import write_crate
+    from ftnb.study.ran import render_ran
     from ftnb.study.report import render
     from ftnb.study.rows import write_rows
     mark = fingerprint(parts)
@@ -138,6 +145,7 @@ def assemble(parts: Parts, folder: Path) -> Path:
     if examples.is_dir(): write_rows(examples, folder)
     render(folder)
     write_timings(parts, folder)
+    render_ran(folder)
     write_crate(folder, version_facts(parts, mark))
     write_version(parts, folder, mark)
     return folder

@@ -84,7 +84,8 @@ def find_version(
     raise BadInput(f"no report {name!r}{nearest(name, names)}", fix=fix)
 
 # %% ../../nbs/study/versions.ipynb #c11
-APART = ("version.json", "timings.json", "signature.json")  # not among the files that are compared
+# not among the files that are compared
+APART = ("version.json", "timings.json", "run.html", "signature.json")
 
 
 def recorded_files(
