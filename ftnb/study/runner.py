@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIXED', 'Stage', 'look_at', 'on_the_table', 'read_name', 'read_file', 'counts', 'Run', 'environment', 'settle',
            'found', 'carry_out', 'unchanged', 'keep', 'failure', 'near', 'first_line', 'Outcome', 'conclude', 'harm',
-           'in_order', 'issue', 'apart', 'keep_files', 'run_study', 'perform', 'rests_on', 'settle_all', 'latest',
-           'peak', 'check_key', 'check_writable', 'live_lines', 'stoppable']
+           'in_order', 'issue', 'apart', 'keep_files', 'run_study', 'perform', 'rests_on', 'settle_all', 'left_running',
+           'latest', 'peak', 'check_key', 'check_writable', 'live_lines', 'stoppable']
 
 # %% ../../nbs/study/runner.ipynb #c03
 import os
@@ -23,7 +23,7 @@ from typing import Any
 from ..foundation.errors import BadInput, FtnbError, StudyFailed
 from ..foundation.files import cannot_write, make_folder, read_json, write_text
 from ..foundation.machine import machine_facts
-from ..foundation.settings import Settings, settings
+from ..foundation.settings import ELSEWHERE, Settings, settings
 from .assembly import Parts, assemble, fingerprint
 from .hashing import Hashes
 from .live import Live
@@ -118,6 +118,7 @@ class Run:
     stop: threading.Event = field(default_factory=threading.Event)
     table: threading.Lock = field(default_factory=threading.Lock)
     _kernels: Kernels | None = None
+    _ready: Settings | None = None
 
     @property
     def workbench(self) -> Path: return self.folder/"workbench"
@@ -130,6 +131,15 @@ class Run:
 
     def reads_now(self, name: str) -> str:
         return self.hashes.of(read_file(name, self.site))
+
+    def ready(self, stage: Stage) -> Settings:
+        "What a stage's kernel is told; with a rehearsal that runs, where its job needs one."
+        if "ftnb.places.chosen" not in stage.made.get("modules", {}): return self.site
+        with self.table:
+            if self._ready is None:
+                from ftnb.places.rehearsing import ready
+                self._ready = self.closing.enter_context(ready(self.site))
+            return self._ready
 
     def kernels(self) -> Kernels:
         "The run's kernels; what its stages import is imported once, when the first one runs."
@@ -148,10 +158,11 @@ FIXED = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POL
 
 def environment(run: Run, stage: str) -> dict[str, str]:
     "What a stage's kernel is told."
-    stated = run.site.stated
+    stated = run.ready(run.stages[stage]).stated
     same = {f"FTNB_{n.upper()}": getattr(stated, n)
-            for n in ("data_cards", "stages", "cache", "tracking_uri")}
+            for n in ("data_cards", "stages", "cache", "tracking_uri", *ELSEWHERE)}
     return FIXED | same | {
+        "FTNB_STUDY": run.plan.name, "FTNB_AFRESH": "yes" if run.force else "",
         "FTNB_ROOT": str(run.site.root), "FTNB_WORKBENCH": str(run.workbench),
         "FTNB_PROGRESS": str(run.progress(stage)),
         "FTNB_CHECKPOINTS": str(run.store.root/"checkpoints"/run.stages[stage].key)}
@@ -370,7 +381,19 @@ def settle_all(run: Run) -> None:
     except KeyboardInterrupt:
         done = ", ".join(s for s in run.plan.stages if s in run.receipts) or "no stage"
         raise StudyFailed("stopped", run.plan.name, f"{done} done and kept; the same command "
-                          "goes on from there") from None
+                          f"goes on from there{left_running(run)}") from None
+
+
+def left_running(run: Run) -> str:
+    "What became of jobs elsewhere when their study was stopped."
+    if run.site.stated.when_stopped == "stop": return ""
+    files = [run.workbench/s/"job"/"where.json" for s in run.plan.stages]
+    jobs = [where for f in files if f.is_file() and (where := read_json(f))["status"] == "InProgress"]
+    ends = run.site.stated.endpoint == "" and run.site.stated.place == "rehearsal"
+    return "".join(
+        f"; the job {where['job']} " + ("ended with its rehearsal" if ends else "goes on: "
+        f"`aws sagemaker stop-training-job --training-job-name {where['job']}` ends it")
+        for where in jobs)
 
 
 def latest(store: Store, stage: str) -> Receipt | None:

@@ -54,7 +54,7 @@ def settings_of(site: Settings, room: Path) -> dict[str, str]:
     "The site's settings as variables, with the room for all that is written; nothing is signed."
     stated = {f.name: getattr(site.stated, f.name) for f in fields(type(site.stated))}
     stated |= {"stages": str(site.stages), "cache": str(site.cache), "tracking_uri": "",
-               "signing_key": "", "verify_key": "", "kernels": "cold",
+               "signing_key": "", "verify_key": "", "kernels": "cold", "place": "local",
                **{name: str(room/name) for name in ("reports", "data_cards", "store", "workbench")}}
     return {f"FTNB_{name.upper()}": value for name, value in stated.items()} | {
         "FTNB_ROOT": str(site.root)}
