@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOPBACK', 'CONTROL', 'PRETENDED', 'ROLE', 'log', 'guard', 'not_rehearsed', 'not_in_moto', 'without_empty', 'mended',
-           'cut', 'half_read', 'half_sent', 'Front']
+           'cut', 'half_read', 'half_sent', 'at_once', 'Front']
 
 # %% ../../nbs/rehearsal/front.ipynb #c03
 import json
@@ -134,6 +134,11 @@ def half_sent(answer: Response, environ: dict[str, Any]) -> Response:
 log = logging.getLogger("ftnb.rehearsal")
 
 
+def at_once(_operation: Operation, _request: Request, done: Callable[[], Response]) -> Response:
+    "Carry a request out and keep nothing of it."
+    return done()
+
+
 class Front:
     "What stands before moto."
 
@@ -144,11 +149,13 @@ class Front:
         moto: Callable,                     # moto's WSGI application
         check: Callable[[str, str, dict], None],    # raises when a request's shape is wrong
         control: Callable[[Request], Response],     # what isn't AWS: the page, faults, …
-        keep: Callable[[Operation, Request, Response], None],   # told of each success
+        around: Callable[[Operation, Request, Callable[[], Response]], Response] = at_once,
     ):
         self.context, self.handlers, self.moto = context, handlers, moto
-        self.check, self.control, self.keep = check, control, keep
+        self.check, self.control, self.around = check, control, around
+        self.ready = threading.Event()      # until then only the rehearsal's own parts are answered
         self.closing = threading.Event()    # ends what waits
+        self.ready.set()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable) -> Iterable[bytes]:
         answer = self.answer(Request(environ))
@@ -161,6 +168,7 @@ class Front:
         if self.is_control(request): return self.control(request)
         operation = operation_of(request)
         ours = INTERNAL in request.headers.get("User-Agent", "")
+        if not ours: self.ready.wait(60)
         rule = None if ours else self.context.faults.struck_by(operation.names)
         return self.struck(rule, operation, request) if rule else self.done(operation, request)
 
@@ -183,15 +191,15 @@ class Front:
         raise cut(request.environ)
 
     def done(self, operation: Operation, request: Request) -> Response:
-        "Carry a request out."
-        try: answer = self.carried_out(operation, request)
-        except ServiceError as e: return error_answer(e, operation.protocol)
+        "Carry a request out, have what it changed kept, and answer in the client's protocol."
+        def outcome() -> Response:
+            try: return self.carried_out(operation, request)
+            except ServiceError as e: return error_answer(e, operation.protocol)
+        try: return self.around(operation, request, outcome)
         except Exception:
             log.exception("%s:%s failed", operation.service, operation.name)
             told = "The rehearsal itself failed; its log says why."
             return error_answer(ServiceError("InternalFailure", told, 500), operation.protocol)
-        if answer.status_code < 300: self.keep(operation, request, answer)
-        return answer
 
     def carried_out(self, operation: Operation, request: Request) -> Response:
         "The answer of whoever is responsible."
