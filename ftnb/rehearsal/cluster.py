@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .container import Machine, Process, start
+from .container import Machine, Process, prepare, start
 
 # %% ../../nbs/rehearsal/cluster.ipynb #c05
 Answer = TypeVar("Answer")
@@ -71,7 +71,9 @@ class Cluster:
     def start(self) -> dict[str, Process]:
         "Start all of them, or none."
         try:
-            for machine in self.machines: self.processes[machine.name] = start(machine)
+            for machine in self.machines:
+                prepare(machine)
+                self.processes[machine.name] = start(machine)
         except BaseException:
             self.kill()
             raise

@@ -84,8 +84,9 @@ def enter(record: Record, status: str, message: str = "") -> None:
         record.secondary_status = status
         stopping = "Stopping" in (status, record.status)
         record.status = ENDS.get(status, "Stopping" if stopping else "InProgress")
-        if status in ENDS: record.transitions[-1]["EndTime"] = now
-    if status in ENDS: record.ended.set()
+        if status in ENDS:
+            record.transitions[-1]["EndTime"] = now
+            record.ended.set()
 
 
 def observed(record: Record, name: str, when: float, value: float) -> None:
@@ -106,7 +107,7 @@ def billing(record: Record) -> dict[str, Any]:
         seconds = training_seconds(record)
         times |= {"TrainingEndTime": record.attempts[-1][1],
                   "TrainingTimeInSeconds": max(1, round(seconds)),
-                  "BillableTimeInSeconds": max(1, math.ceil(seconds * record.share - 1e-6))}
+                  "BillableTimeInSeconds": max(1, round(seconds * record.share))}
     return times
 
 # %% ../../nbs/rehearsal/records.ipynb #c13
