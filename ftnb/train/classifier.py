@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ranged', 'Recipe', 'recipe_from', 'chosen_precision', 'class_weights', 'loss_function', 'validation_metrics',
-           'last_layer', 'frozen_features', 'start_head', 'trainer_arguments', 'make_trainer', 'used_precision',
-           'Watch', 'teller', 'within_epoch', 'Trained', 'fine_tune', 'check_labels', 'fix_everything', 'load_base',
-           'learning_curve', 'tiny_encoder']
+           'last_layer', 'frozen_features', 'start_head', 'trainer_arguments', 'ordered_trainer', 'make_trainer',
+           'several', 'used_precision', 'Watch', 'teller', 'within_epoch', 'Trained', 'fine_tune', 'check_labels',
+           'fix_everything', 'load_base', 'learning_curve', 'tiny_encoder']
 
 # %% ../../nbs/train/classifier.ipynb #c03
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,11 @@ from ..foundation.errors import BadInput, StudyFailed, nearest
 from ..foundation.machine import fix_seeds, fix_threads, instruction_sets
 from ..places.contract import metric_line
 from .batches import Encoded, EpochBatches, collate, usable_tokens
+from ftnb.train.distribution import (
+    ONE_PROCESS, Company, Distribution, World, company_arguments, deepspeed_config, in_company,
+    rank_seed, whole_model,
+)
+from .ranks import Meter, timekeeper
 
 # %% ../../nbs/train/classifier.ipynb #c06
 def ranged(
@@ -114,9 +120,10 @@ def loss_function(recipe: Recipe, y: np.ndarray, classes: int) -> Callable:
 
     def loss(outputs, labels, num_items_in_batch=None):
         logits = outputs.logits.float()
-        rows = torch.nn.functional.cross_entropy(
+        rows = torch.nn.functional.cross_entropy(  # 0 for a row that only fills up
             logits, labels, reduction="none", label_smoothing=recipe.label_smoothing)
-        return (rows * weight.to(rows.device)[labels]).sum() / (num_items_in_batch or len(labels))
+        each = weight.to(rows.device)[labels.clamp(min=0)]
+        return (rows * each).sum() / (num_items_in_batch or len(labels))
     return loss
 
 
@@ -125,6 +132,7 @@ def validation_metrics(predictions) -> dict[str, float]:
     from scipy.special import log_softmax
     from sklearn.metrics import f1_score
     logits, y = np.asarray(predictions.predictions, dtype=np.float64), predictions.label_ids
+    logits, y = logits[y >= 0], y[y >= 0]  # without rows that only fill up
     guess = logits.argmax(1)
     return {"log_loss": float(-log_softmax(logits, axis=1)[np.arange(len(y)), y].mean()),
             "accuracy": float((guess == y).mean()),
@@ -181,13 +189,14 @@ def start_head(model: Any, rows: Encoded, tokenizer: Any, strength: float = 1.0)
 
 # %% ../../nbs/train/classifier.ipynb #c28
 def trainer_arguments(
-    recipe: Recipe, folder: Path, steps: int, precision: str, validate: bool, best: str
+    recipe: Recipe, folder: Path, steps: int, precision: str, validate: bool, best: str,
+    **company: Any,  # what is said differently to several processes
 ):
     "Our recipe in the Trainer's words."
     import torch
     from transformers import TrainingArguments
     each = "epoch" if validate else "no"
-    return TrainingArguments(
+    said: dict[str, Any] = dict(
         output_dir=str(folder), num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=max(64, recipe.batch_size), learning_rate=recipe.learning_rate,
@@ -201,39 +210,62 @@ def trainer_arguments(
         bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(), report_to="none",
         disable_tqdm=True, dataloader_pin_memory=False, label_names=["labels"],
         remove_unused_columns=False)
+    return TrainingArguments(**said | company)
 
 # %% ../../nbs/train/classifier.ipynb #c30
-def make_trainer(
-    recipe: Recipe, model, tokenizer, train: Encoded, validation: Encoded | None, folder: Path,
-    callbacks: list):
-    "A Trainer whose rows come in the order of seed and epoch."
+def ordered_trainer(recipe: Recipe, train: Encoded) -> type:
+    "A Trainer class whose rows come in the order of seed and epoch."
     import torch
-    from transformers import PrinterCallback, Trainer
+    from transformers import Trainer
 
     class OrderedTrainer(Trainer):
         "The Trainer with our batches; length-sorted ones for validation."
+        def loader(self, rows, batches):
+            loader: Any = torch.utils.data.DataLoader(
+                rows, batch_sampler=batches, collate_fn=self.data_collator)
+            return self.accelerator.prepare(loader)
+
         def get_train_dataloader(self):
             batches = EpochBatches(train.lengths, recipe.batch_size, recipe.seed)
-            loader: Any = torch.utils.data.DataLoader(
-                train,  # type: ignore[arg-type]
-                batch_sampler=batches, collate_fn=self.data_collator)
-            return self.accelerator.prepare(loader)
+            return self.loader(train, batches)
 
         def _get_eval_sampler(self, rows):
             return np.argsort(rows.lengths, kind="stable").tolist()
+    return OrderedTrainer
 
+# %% ../../nbs/train/classifier.ipynb #trainer
+def make_trainer(
+    recipe: Recipe, model, tokenizer, train: Encoded, validation: Encoded | None, folder: Path,
+    callbacks: list, wanted: Distribution = ONE_PROCESS, company: Company | None = None):
+    "The Trainer of a recipe, for one process or for one among several."
+    from transformers import PrinterCallback
     classes, y = model.config.num_labels, np.array(train.columns["labels"])
     best = "lowest" if recipe.select_by == "log_loss" else "highest"
     steps = len(EpochBatches(train.lengths, recipe.batch_size, recipe.seed))
-    precision = used_precision(recipe)
-    trainer = OrderedTrainer(
-        model=model,
-        args=trainer_arguments(recipe, folder, steps, precision, validation is not None, best),
-        data_collator=collate(tokenizer), train_dataset=train, eval_dataset=validation,
-        callbacks=callbacks, compute_loss_func=loss_function(recipe, y, classes),
-        compute_metrics=validation_metrics)
+    precision, kind, said = used_precision(recipe), ordered_trainer(recipe, train), {}
+    meter = None
+    if company and wanted.distribution != "none":
+        said, meter = several(recipe, model, wanted, company.world), Meter(company.world.rank)
+        kind, callbacks = in_company(kind, company, meter), [*callbacks, timekeeper(meter)]
+    arguments = trainer_arguments(
+        recipe, folder, steps, precision, validation is not None, best, **said)
+    trainer = kind(
+        model=model, args=arguments, data_collator=collate(tokenizer), train_dataset=train,
+        eval_dataset=validation, callbacks=callbacks,
+        compute_loss_func=loss_function(recipe, y, classes), compute_metrics=validation_metrics)
     trainer.remove_callback(PrinterCallback)  # our own lines say it better
+    trainer.meter = meter
     return trainer
+
+# %% ../../nbs/train/classifier.ipynb #several
+def several(recipe: Recipe, model, wanted: Distribution, here: World) -> dict[str, Any]:
+    "What the Trainer is told differently when it is one of several."
+    import torch
+    config = deepspeed_config(
+        wanted, recipe.batch_size, here.size, recipe.gradient_clip,
+        used_precision(recipe) == "bfloat16", getattr(model.config, "hidden_size", 256),
+        torch.cuda.is_available()) if wanted.stage else None
+    return company_arguments(wanted, here, recipe.batch_size, recipe.seed, config)
 
 
 def used_precision(recipe: Recipe) -> str:
@@ -248,7 +280,7 @@ class Watch:
     end: bool = False
 
 # %% ../../nbs/train/classifier.ipynb #c34
-def teller(say: Callable[[str], None], watch: Watch):
+def teller(say: Callable[[str], None], watch: Watch, company: Company):
     "A callback that reports progress, refuses NaN and heeds a request to end."
     from transformers import TrainerCallback
 
@@ -271,16 +303,17 @@ def teller(say: Callable[[str], None], watch: Watch):
             say(metric_line("epoch", round(state.epoch), round(args.num_train_epochs), **measured))
 
         def on_step_end(self, args, state, control, **kwargs):
-            if watch.end and within_epoch(args, state):
+            if company.any(watch.end) and within_epoch(args, state):
                 control.should_save = control.should_training_stop = True
             return control
 
         def on_epoch_end(self, args, state, control, **kwargs):
-            if watch.end and within_epoch(
+            ending = company.any(watch.end)
+            if ending and within_epoch(
                 args, state
             ):  # measuring here would draw random numbers that a whole run doesn't
                 control.should_evaluate = control.should_save = control.should_log = False
-            elif watch.end: control.should_training_stop = True
+            elif ending: control.should_training_stop = True
             return control
     return Teller()
 
@@ -293,7 +326,7 @@ def within_epoch(args, state) -> bool:
 @dataclass(frozen=True)
 class Trained:
     "A fine-tuned model and how it came about."
-    model: Any                # in evaluation mode, the best epoch's weights
+    model: Any  # in evaluation mode, the best epoch's weights; None on all processes but the first
     tokenizer: Any
     history: dict[
         str, list
@@ -301,6 +334,7 @@ class Trained:
     best_epoch: int           # whose weights these are
     stopped: str              # why it ended: all epochs done, early, or asked to
     used: dict[str, Any]      # precision, device, tokens, steps
+    ranks: list[dict] = field(default_factory=list)  # what each of several processes did
 
 # %% ../../nbs/train/classifier.ipynb #c38
 def fine_tune(
@@ -316,8 +350,11 @@ def fine_tune(
     watch: Watch | None = None,  # to ask for an early, clean end
     resume: str | None = None,  # a checkpoint's folder to go on from
     trust_code: bool = False,
+    wanted: Distribution = ONE_PROCESS,  # how it is spread over processes
+    company: Company | None = None,  # the processes, when they have met
 ) -> Trained:
     "Fine-tune an encoder to classify texts; the same inputs and threads give the same bits."
+    company = company or Company(World())
     check_labels(train[1], labels)
     fix_everything(recipe)
     model, tokenizer = load_base(encoder, labels, recipe, trust_code)
@@ -325,12 +362,17 @@ def fine_tune(
     rows = Encoded(*train, tokenizer, limit)
     checks = Encoded(*validation, tokenizer, limit) if validation and len(validation[0]) else None
     if recipe.head_start == "probe" and not resume: start_head(model, rows, tokenizer)
-    fix_seeds(recipe.seed)
+    fix_seeds(rank_seed(recipe.seed, company.world.rank))
     watch = watch or Watch()
-    told = [teller(say, watch), *callbacks, *_stoppers(recipe, checks)]
-    trainer = make_trainer(recipe, model, tokenizer, rows, checks, folder, told)
+    told = [teller(say, watch, company), *callbacks, *_stoppers(recipe, checks)]
+    trainer = make_trainer(
+        recipe, model, tokenizer, rows, checks, folder, told, wanted, company)
     trainer.train(resume_from_checkpoint=resume)
-    return _trained(trainer, tokenizer, recipe, limit, watch)
+    watch.end = company.any(watch.end)
+    made = _trained(trainer, tokenizer, recipe, limit, watch, company.world, wanted)
+    if not trainer.meter: return made
+    mine = trainer.meter.report(measured=made.used["device"] == "cpu")
+    return replace(made, ranks=company.gather(mine))
 
 # %% ../../nbs/train/classifier.ipynb #c40
 def check_labels(y: np.ndarray, labels: Sequence[str]) -> None:
@@ -346,6 +388,8 @@ def check_labels(y: np.ndarray, labels: Sequence[str]) -> None:
 def fix_everything(recipe: Recipe) -> None:
     "Seeds, threads and deterministic algorithms; also for CUDA."
     import torch
+    if not torch.cuda.is_available():  # DeepSpeed, where installed, needn't look for itself
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     fix_threads(recipe.threads)
     fix_seeds(recipe.seed)
     torch.use_deterministic_algorithms(True)
@@ -385,7 +429,8 @@ def _stoppers(recipe: Recipe, checks: Encoded | None) -> list:
     return [EarlyStoppingCallback(recipe.early_stopping_patience)] if wanted else []
 
 
-def _trained(trainer, tokenizer, recipe: Recipe, limit: int, watch: Watch) -> Trained:
+def _trained(trainer, tokenizer, recipe: Recipe, limit: int, watch: Watch, here: World,
+             wanted: Distribution) -> Trained:
     "Sum a finished training up."
     state, steps = trainer.state, len(trainer.get_train_dataloader())
     best = (
@@ -396,9 +441,11 @@ def _trained(trainer, tokenizer, recipe: Recipe, limit: int, watch: Watch) -> Tr
         "precision": used_precision(recipe), "device": trainer.args.device.type,
         "max_tokens": limit, "steps": state.global_step, "steps_an_epoch": steps,
         "threads": recipe.threads}
+    if wanted.distribution != "none": used |= asdict(wanted) | {"processes": here.size}
+    model = whole_model(trainer, here)
     stopped = "asked to" if watch.end else "all epochs done" if done else "early"
     return Trained(
-        trainer.model.eval(), tokenizer, learning_curve(state.log_history), best, stopped, used
+        model and model.eval(), tokenizer, learning_curve(state.log_history), best, stopped, used
     )
 
 
