@@ -29,7 +29,7 @@ def repository(start: Path | None = None) -> Path:
 PLACES = ("local", "rehearsal", "aws")
 ELSEWHERE = ("place", "region", "role", "bucket", "prefix", "kms_key", "image", "instance_type",
              "volume", "spot", "subnets", "security_groups", "max_hours", "budget", "prices",
-             "when_stopped", "endpoint")   # what a place needs to know
+             "when_stopped", "endpoint", "real_keys")   # what a place needs to know
 
 
 def setting(default: str, meaning: str):
@@ -70,6 +70,7 @@ class Stated:
     prices: str = setting("", "CSV file of prices an hour; empty: the table of ftnb")
     when_stopped: str = setting("leave", "a job in AWS, when its study is stopped: leave or stop")
     endpoint: str = setting("", "address of an AWS API; empty: AWS's, or the rehearsal's")
+    real_keys: str = setting("no", "yes: a rehearsal starts although real AWS keys are about")
 
 
 @dataclass(frozen=True)
