@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REAL_KEY', 'BUCKET', 'TRUST', 'POLICIES', 'IN_PROCESS', 'STARTING', 'refuse_real_keys', 'bind', 'fresh_moto',
            'empty_moto', 'listening', 'kinds', 'furnish', 'Rehearsal', 'rehearsal', 'Status', 'job_line',
-           'crashed_text', 'asked', 'status', 'recover', 'forget_aws', 'locked', 'begun', 'serve', 'command',
-           'last_words', 'start_process', 'answers', 'up', 'down', 'read_arguments', 'main']
+           'crashed_text', 'asked', 'status', 'recover', 'usual_folder', 'forget_aws', 'locked', 'begun', 'serve',
+           'command', 'last_words', 'start_process', 'answers', 'up', 'down', 'read_arguments', 'main']
 
 # %% ../../nbs/rehearsal/server.ipynb #c03
 import argparse
@@ -282,6 +282,12 @@ def recover(folder: Path) -> list[int]:
     return ended
 
 # %% ../../nbs/rehearsal/server.ipynb #c26
+def usual_folder() -> Path:
+    "The folder of a user's rehearsal, by the XDG base directory specification."
+    base = os.environ.get("XDG_STATE_HOME") or Path.home()/".local"/"state"
+    return Path(base)/"ftnb-rehearsal"
+
+# %% ../../nbs/rehearsal/server.ipynb #c29
 def forget_aws() -> None:
     "Take the AWS settings of whoever started this out of the environment."
     for name in list(os.environ):
@@ -330,7 +336,7 @@ def serve(folder: Path, port: int, keep: Path | None = None,
     running.close()
     recover(folder)
 
-# %% ../../nbs/rehearsal/server.ipynb #c28
+# %% ../../nbs/rehearsal/server.ipynb #c31
 STARTING = 30.0   # seconds that a start may take on a busy machine; 2 are usual
 
 
@@ -399,7 +405,7 @@ def up(
     raise FtnbError(f"the rehearsal didn't start: {said or 'it took too long'}",
                     str(folder), "see there, and try again")
 
-# %% ../../nbs/rehearsal/server.ipynb #c30
+# %% ../../nbs/rehearsal/server.ipynb #c33
 def down(
     folder: Path | str,
     seconds: float = 10.0,   # that the server has for ending in good order
@@ -418,7 +424,7 @@ def down(
     with suppress(OSError): folder.rmdir()     # only if nothing else is in it
     return Status(False, folder=str(folder), ended=ended)
 
-# %% ../../nbs/rehearsal/server.ipynb #c35
+# %% ../../nbs/rehearsal/server.ipynb #c38
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     "What the server's command line says."
     parser = argparse.ArgumentParser("ftnb.rehearsal.server", description=main.__doc__)
