@@ -7,8 +7,9 @@ __all__ = []
 
 # %% ../../nbs/rehearsal/checks.ipynb #c03
 from .instances import quotas, wanted
+from .permissions import permissions, start_failure
 from .processing_checks import processing
 from .training_checks import training
 from .tuning_checks import tuning
 
-__all__ = ["processing", "quotas", "training", "tuning", "wanted"]
+__all__ = ["permissions", "processing", "quotas", "start_failure", "training", "tuning", "wanted"]
