@@ -7,13 +7,15 @@ __all__ = ['SYSTEM_PATH', 'HARDWARE', 'LOOPBACK', 'FIXED', 'LONGEST', 'Machine',
 
 # %% ../../nbs/rehearsal/container.ipynb #c03
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ..foundation.errors import BadInput
 from .drivers import fit
-from .isolation import Launched, furnish, launch, namespaces, tmp_is_own, view
+from .isolation import INSIDE, Launched, furnish, launch, namespaces, view
 from .packages import lay_over, parent
 from .relocation import relocate
 
@@ -46,14 +48,13 @@ def environment(
 ) -> dict[str, str]:  # all of it
     "The variables that a machine's process 1 starts with."
     folder, rewriting = machine.folder.resolve(), namespaces() == "none"
-    overlay = lay_over(folder/"packages", machine.python, folder if rewriting else None)
+    seen = folder if rewriting else INSIDE
     fixed = FIXED | {name: os.environ[name] for name in HARDWARE if name in os.environ}
-    fixed |= {"PATH": f"{overlay.binaries}:{Path(machine.python).parent}:{SYSTEM_PATH}",
-              "HOME": str(folder/"home"), "PET_MASTER_PORT": str(machine.port)}
-    if not rewriting and tmp_is_own(overlay.parent): fixed["TMPDIR"] = "/tmp"
-    elif len(str(folder)) < LONGEST: fixed["TMPDIR"] = str(folder/"tmp")
+    fixed |= {"PATH": f"{seen}/packages/bin:{Path(machine.python).parent}:{SYSTEM_PATH}",
+              "HOME": f"{seen}/home", "PET_MASTER_PORT": str(machine.port)}
+    if len(str(seen)) < LONGEST: fixed["TMPDIR"] = f"{seen}/tmp"
     if not rewriting: return fixed | machine.environment
-    fixed["SAGEMAKER_BASE_DIR"] = str(folder/"ml")
+    fixed["SAGEMAKER_BASE_DIR"] = f"{folder}/ml"
     return fixed | {name: relocate(value, folder) for name, value in machine.environment.items()}
 
 
@@ -93,13 +94,24 @@ def start(
     machine: Machine,
 ) -> Process:  # an OSError says why there is none
     "Start the machine's command as process 1."
-    folder, spaces = machine.folder.resolve(), namespaces()
+    folder, spaces, command = machine.folder.resolve(), namespaces(), list(machine.command)
     furnish(folder, machine.hosts)
-    command = list(machine.command)
-    if spaces == "none": command = [relocate(word, folder) for word in command]
-    steps = [] if spaces == "none" else view(folder, parent(machine.python), spaces)
+    if spaces == "none":
+        _must_be_plain(folder)
+        lay_over(folder/"packages", machine.python, relocated=folder)
+        command, steps = [relocate(word, folder) for word in command], []
+    else:
+        lay_over(folder/"packages", machine.python, seen=INSIDE/"packages")
+        steps = view(folder, parent(machine.python), spaces)
     return Process(launch({"spaces": spaces, "steps": steps, "host": machine.name,
                            "command": command, "variables": list(environment(machine).items())}))
+
+
+def _must_be_plain(folder: Path) -> None:
+    "Scripts don't quote /opt/ml; what stands in its place has to do without quotes too."
+    if not re.fullmatch(r"[\w./+@%:,=-]+", str(folder)):
+        raise BadInput("a shell would take the name of this folder apart", str(folder),
+                       "use a folder without blanks and quotes for the rehearsal")
 
 # %% ../../nbs/rehearsal/container.ipynb #c25
 def prepare(

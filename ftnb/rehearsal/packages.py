@@ -76,6 +76,7 @@ class Overlay:
 def lay_over(
     folder: Path,  # where the overlay goes; one that is there already stays
     python: str,  # the parent
+    seen: Path | None = None,  # what those who use it call the folder, if otherwise
     relocated: Path | None = None,  # the machine's folder, where /opt/ml is rewritten
 ) -> Overlay:
     "Make a virtual environment that sees the parent's packages and keeps its own on top."
@@ -83,7 +84,7 @@ def lay_over(
     if (folder/"pyvenv.cfg").exists(): return overlay
     overlay.site.mkdir(parents=True, exist_ok=True); overlay.binaries.mkdir(exist_ok=True)
     _see_parent(overlay, relocated)
-    _add_programs(overlay, python)
+    _add_programs(overlay, python, (seen or folder)/"bin"/"python")
     (folder/"pip.conf").write_text("[global]\ndisable-pip-version-check = true\n")
     (folder/"pyvenv.cfg").write_text(f"home = {Path(overlay.parent.program).parent}\n"
                                      f"version = {overlay.parent.version}\n"
@@ -104,11 +105,11 @@ def _see_parent(overlay: Overlay, relocated: Path | None) -> None:
 FIRST_LINE = re.compile(r"\A(#!.*python[\d.]*[ \t]*\n|#!/bin/sh\n'''exec' .*\n' '''\n)")
 
 
-def _add_programs(overlay: Overlay, python: str) -> None:
+def _add_programs(overlay: Overlay, python: str, seen: Path) -> None:
     "python, pip and the parent's console scripts."
-    program = Path(overlay.parent.program); python_here = overlay.binaries/"python"
+    program = Path(overlay.parent.program)
     for name in {"python", "python3", program.name}: (overlay.binaries/name).symlink_to(program)
-    run = f"#!/bin/sh\n'''exec' {shlex.quote(str(python_here))} \"$0\" \"$@\"\n' '''\n"
+    run = f"#!/bin/sh\n'''exec' {shlex.quote(str(seen))} \"$0\" \"$@\"\n' '''\n"
     pip = "import sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n"
     for name, text in (console_scripts(python) | {"pip": pip, "pip3": pip}).items():
         file = overlay.binaries/name
