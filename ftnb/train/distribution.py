@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
 from ..foundation.errors import BadInput
+from ..foundation.files import write_text
 from .batches import SharedBatches
 from .ranks import Meter
 
@@ -196,12 +198,21 @@ def in_company(ordered: type, company: Company, meter: Meter) -> type:
             self.gather_function = self.accelerator.gather  # fill-ins are told by their label
             return super().evaluation_loop(*args, **kwargs)
 
+        def _save_optimizer_and_scheduler(self, output_dir):
+            super()._save_optimizer_and_scheduler(output_dir)
+            if self.is_deepspeed_enabled and here.first_here: _name_latest(Path(output_dir))
+
         def training_step(self, model, inputs, num_items_in_batch=None):
             meter.count(inputs)
             loss = super().training_step(model, inputs, num_items_in_batch)
             meter.done(loss)
             return loss
     return Shared
+
+
+def _name_latest(checkpoint: Path) -> None:
+    "Say on every machine which of DeepSpeed's folders counts; DeepSpeed does on the first only."
+    for folder in checkpoint.glob("global_step*"): write_text(checkpoint/"latest", folder.name)
 
 # %% ../../nbs/train/distribution.ipynb #c28
 def company_arguments(
