@@ -1,8 +1,9 @@
-"Bad requests are refused with the service's code and a sentence that names the field; good ones aren't."
+"Bad requests are refused with the service's code and a sentence that names the field."
 import copy
 import json
 import time
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 from urllib.error import HTTPError
 
@@ -22,7 +23,8 @@ GONE = object()   # the value of a member that's taken away
 ROLE = "arn:aws:iam::123456789012:role/Bench"
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.10.0-cpu-py313"
 METRIC = {"Name": "loss", "Regex": "loss=([0-9.]+)"}
-S3 = {"S3DataType": "S3Prefix", "S3Uri": "s3://bench/train", "S3DataDistributionType": "FullyReplicated"}
+S3 = {"S3DataType": "S3Prefix", "S3Uri": "s3://bench/train",
+      "S3DataDistributionType": "FullyReplicated"}
 CHANNEL = {"ChannelName": "train", "DataSource": {"S3DataSource": S3}}
 CLUSTER = {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30}
 TRAIN: dict[str, Any] = {
@@ -54,8 +56,10 @@ TUNE: dict[str, Any] = {
                                  "OutputDataConfig", "ResourceConfig", "StoppingCondition")}},
 }
 RAW = {"InputName": "raw", "S3Input": {"S3Uri": "s3://bench/train", "S3DataType": "S3Prefix",
-                                       "LocalPath": "/opt/ml/processing/raw", "S3InputMode": "File"}}
-CLEAN = {"OutputName": "clean", "S3Output": {"S3Uri": "s3://bench/clean", "S3UploadMode": "EndOfJob",
+                                       "LocalPath": "/opt/ml/processing/raw",
+                                       "S3InputMode": "File"}}
+CLEAN = {"OutputName": "clean", "S3Output": {"S3Uri": "s3://bench/clean",
+                                             "S3UploadMode": "EndOfJob",
                                              "LocalPath": "/opt/ml/processing/clean"}}
 PROCESS: dict[str, Any] = {
     "ProcessingJobName": "clean-1", "RoleArn": ROLE,
@@ -65,7 +69,8 @@ PROCESS: dict[str, Any] = {
 }
 GOOD = {"CreateTrainingJob": TRAIN, "CreateHyperParameterTuningJob": TUNE,
         "CreateProcessingJob": PROCESS}
-PARENT = {**TUNE, "HyperParameterTuningJobStatus": "Completed", "HyperParameterTuningJobName": "ended"}
+PARENT = {**TUNE, "HyperParameterTuningJobStatus": "Completed",
+          "HyperParameterTuningJobName": "ended"}
 
 
 def changed(request: dict, changes: dict[str, Any]) -> dict:
@@ -83,6 +88,9 @@ def changed(request: dict, changes: dict[str, Any]) -> dict:
 
 class Bench:
     "A rehearsal whose job operations check and start nothing."
+    network: dict[str, list[str]]
+    stranger: str   # a security group of another VPC
+    key: str        # ARN
 
     def __init__(self, running):
         self.running, self.context = running, running.context
@@ -94,7 +102,8 @@ class Bench:
         self.real = dict(running.front.handlers)
         running.front.handlers.update({
             "CreateTrainingJob": self.checking(checks.training, "TrainingJobArn"),
-            "CreateHyperParameterTuningJob": self.checking(checks.tuning, "HyperParameterTuningJobArn"),
+            "CreateHyperParameterTuningJob": self.checking(checks.tuning,
+                                                           "HyperParameterTuningJobArn"),
             "CreateProcessingJob": self.checking(checks.processing, "ProcessingJobArn"),
             "DescribeHyperParameterTuningJob": self.describe})
 
@@ -108,7 +117,8 @@ class Bench:
         name = call.request["HyperParameterTuningJobName"]
         if name not in ("ended", "running"): raise ServiceError("ResourceNotFound", "none")
         status = {"ended": "Completed", "running": "InProgress"}[name]
-        return {**PARENT, "HyperParameterTuningJobName": name, "HyperParameterTuningJobStatus": status}
+        return {**PARENT, "HyperParameterTuningJobName": name,
+                "HyperParameterTuningJobStatus": status}
 
     def send(self, operation: str, request: dict, region: str = "us-east-1") -> dict:
         return self.clients[region]._make_api_call(operation, request)
@@ -148,8 +158,10 @@ def bench(tmp_path_factory):
         vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
         home = [g["GroupId"] for g in ec2.describe_security_groups()["SecurityGroups"]
                 if g["VpcId"] == subnets[0]["VpcId"]]
-        made.network = {"Subnets": [s["SubnetId"] for s in subnets[:2]], "SecurityGroupIds": home[:1]}
-        made.stranger = ec2.create_security_group(GroupName="x", Description="-", VpcId=vpc)["GroupId"]
+        made.network = {"Subnets": [s["SubnetId"] for s in subnets[:2]],
+                        "SecurityGroupIds": home[:1]}
+        made.stranger = ec2.create_security_group(GroupName="x", Description="-",
+                                                  VpcId=vpc)["GroupId"]
         made.key = made.context.client("kms").create_key()["KeyMetadata"]["Arn"]
         made.context.client("kms").create_alias(AliasName="alias/bench", TargetKeyId=made.key)
         yield made
@@ -269,7 +281,8 @@ BAD = [
     train({"ResourceConfig.VolumeKmsKeyId": "alias/none"}, "volumeKmsKeyId"),
     train({"ResourceConfig.InstanceCount": 21}, "instanceCount", "ResourceLimitExceeded"),
     train({"ResourceConfig.InstanceGroups": [
-        {"InstanceType": "ml.m5.large", "InstanceCount": 1, "InstanceGroupName": "a"}]}, "instanceType"),
+        {"InstanceType": "ml.m5.large", "InstanceCount": 1, "InstanceGroupName": "a"}]},
+          "instanceType"),
     train({"ResourceConfig": {"VolumeSizeInGB": 10, "InstanceGroups": [
         {"InstanceType": "ml.m5.large", "InstanceCount": 1, "InstanceGroupName": "a"}] * 2}},
         "instanceGroups"),
@@ -298,11 +311,13 @@ BAD = [
           "checkpointConfig.localPath"),
     train({"TensorBoardOutputConfig": {"S3OutputPath": "s3://no-such-bucket/x"}},
           "tensorBoardOutputConfig.s3OutputPath"),
-    train({"VpcConfig": {"Subnets": ["subnet-0"], "SecurityGroupIds": ["sg-0"]}}, "vpcConfig.subnets"),
+    train({"VpcConfig": {"Subnets": ["subnet-0"], "SecurityGroupIds": ["sg-0"]}},
+          "vpcConfig.subnets"),
     train({"Tags": [{"Key": "aws:team", "Value": "x"}]}, "tags.1.member.key"),
     train({"Tags": [{"Key": "a", "Value": "x"}, {"Key": "a", "Value": "y"}]}, "tags.2.member.key"),
     train({"ExperimentConfig": {"ExperimentName": "none"}}, "experimentName", "ResourceNotFound"),
-    train({"ProfilerConfig": {"ProfilingIntervalInMilliseconds": 300}}, "profilingIntervalInMilliseconds"),
+    train({"ProfilerConfig": {"ProfilingIntervalInMilliseconds": 300}},
+          "profilingIntervalInMilliseconds"),
     train({"ServerlessJobConfig": {"BaseModelArn": "arn:aws:sagemaker:us-east-1:aws:hub-content/"
                                    "SageMakerPublicHub/Model/m/1.0.0", "JobType": "FineTuning"}},
           "serverlessJobConfig"),
@@ -325,28 +340,37 @@ BAD = [
     tune({f"{CONFIG}.ParameterRanges.IntegerParameterRanges": [
         {"Name": "layers", "MinValue": "1.5", "MaxValue": "3"}]}, "minValue"),
     tune({f"{CONFIG}.ParameterRanges.IntegerParameterRanges": [
-        {"Name": f"h{i}", "MinValue": "1", "MaxValue": "3"} for i in range(29)]}, "parameterRanges"),
+        {"Name": f"h{i}", "MinValue": "1", "MaxValue": "3"} for i in range(29)]},
+         "parameterRanges"),
     tune({f"{CONFIG}.ParameterRanges.CategoricalParameterRanges.0.Name": "lr"}, "parameterRanges"),
     tune({f"{DEFINITION}.StaticHyperParameters": {"lr": "1"}}, "parameterRanges"),
     tune({f"{CONFIG}.ParameterRanges": {"CategoricalParameterRanges": [BATCH]}},
          "maxNumberOfTrainingJobs"),
     tune({f"{CONFIG}.Strategy": "Grid"}, "parameterRanges"),
     tune({CONFIG: {**GRID, "ResourceLimits": {"MaxParallelTrainingJobs": 1,
-                                              "MaxNumberOfTrainingJobs": 3}}}, "maxNumberOfTrainingJobs"),
-    tune({f"{CONFIG}.Strategy": "Hyperband", f"{DEFINITION}.StaticHyperParameters": {}}, "maxResource"),
+                                              "MaxNumberOfTrainingJobs": 3}}},
+         "maxNumberOfTrainingJobs"),
+    tune({f"{CONFIG}.Strategy": "Hyperband", f"{DEFINITION}.StaticHyperParameters": {}},
+         "maxResource"),
     tune({f"{CONFIG}.Strategy": "Hyperband", f"{CONFIG}.TrainingJobEarlyStoppingType": "Auto"},
          "trainingJobEarlyStoppingType"),
-    tune({f"{CONFIG}.StrategyConfig": {"HyperbandStrategyConfig": {"MaxResource": 9}}}, "strategyConfig"),
+    tune({f"{CONFIG}.StrategyConfig": {"HyperbandStrategyConfig": {"MaxResource": 9}}},
+         "strategyConfig"),
     tune({DEFINITION: GONE}, "trainingJobDefinition"),
     tune({"TrainingJobDefinitions": [TUNE[DEFINITION]]}, "trainingJobDefinition"),
     tune({DEFINITION: GONE, "TrainingJobDefinitions": [TUNE[DEFINITION]]}, "definitionName"),
-    tune({f"{DEFINITION}.RoleArn": ROLE.replace("Bench", "Nobody")}, "trainingJobDefinition.roleArn"),
+    tune({f"{DEFINITION}.RoleArn": ROLE.replace("Bench", "Nobody")},
+         "trainingJobDefinition.roleArn"),
     tune({f"{DEFINITION}.ResourceConfig": GONE}, "trainingJobDefinition.resourceConfig"),
-    tune({f"{DEFINITION}.{SOURCE}.S3Uri": "s3://bench/nothing"}, "trainingJobDefinition.inputDataConfig"),
-    tune({f"{DEFINITION}.EnableManagedSpotTraining": True}, "trainingJobDefinition.stoppingCondition"),
-    tune({"WarmStartConfig": {"WarmStartType": "TransferLearning", "ParentHyperParameterTuningJobs": [
+    tune({f"{DEFINITION}.{SOURCE}.S3Uri": "s3://bench/nothing"},
+         "trainingJobDefinition.inputDataConfig"),
+    tune({f"{DEFINITION}.EnableManagedSpotTraining": True},
+         "trainingJobDefinition.stoppingCondition"),
+    tune({"WarmStartConfig": {"WarmStartType": "TransferLearning",
+                              "ParentHyperParameterTuningJobs": [
         {"HyperParameterTuningJobName": "none"}]}}, "warmStartConfig"),
-    tune({"WarmStartConfig": {"WarmStartType": "TransferLearning", "ParentHyperParameterTuningJobs": [
+    tune({"WarmStartConfig": {"WarmStartType": "TransferLearning",
+                              "ParentHyperParameterTuningJobs": [
         {"HyperParameterTuningJobName": "running"}]}}, "warmStartConfig"),
     tune({f"{DEFINITION}.StaticHyperParameters.warmup": "1",
           "WarmStartConfig": {"WarmStartType": "IdenticalDataAndAlgorithm",
@@ -356,16 +380,19 @@ BAD = [
     process({"ProcessingJobName": "my_job"}, "processingJobName"),
     process({"AppSpecification": GONE}, "appSpecification"),
     process({"AppSpecification.ImageUri": "clean"}, "appSpecification.imageUri"),
-    process({"ProcessingInputs": [{**RAW, "InputName": str(i)} for i in range(11)]}, "processingInputs"),
+    process({"ProcessingInputs": [{**RAW, "InputName": str(i)} for i in range(11)]},
+            "processingInputs"),
     process({"ProcessingInputs": [RAW, RAW]}, "processingInputs"),
     process({"ProcessingInputs": [RAW, {**RAW, "InputName": "again"}]}, "processingInputs"),
     process({"ProcessingInputs.0.S3Input": GONE}, "s3Input"),
     process({"ProcessingInputs.0.S3Input.LocalPath": "/opt/ml/raw"}, "s3Input.localPath"),
-    process({"ProcessingInputs.0.S3Input.LocalPath": "/opt/ml/processing/../raw"}, "s3Input.localPath"),
+    process({"ProcessingInputs.0.S3Input.LocalPath": "/opt/ml/processing/../raw"},
+            "s3Input.localPath"),
     process({"ProcessingInputs.0.S3Input.LocalPath": GONE}, "s3Input.localPath"),
     process({"ProcessingInputs.0.S3Input.S3Uri": "s3://bench/nothing"}, "s3Input.s3Uri"),
     process({"ProcessingInputs.0.S3Input.S3CompressionType": "Gzip"}, "s3CompressionType"),
-    process({"ProcessingOutputConfig.Outputs.0.S3Output.S3Uri": "s3://no-such-bucket/x"}, "s3Output.s3Uri"),
+    process({"ProcessingOutputConfig.Outputs.0.S3Output.S3Uri": "s3://no-such-bucket/x"},
+            "s3Output.s3Uri"),
     process({"ProcessingOutputConfig.Outputs.0.S3Output.S3UploadMode": "Later"}, "s3UploadMode"),
     process({"ProcessingOutputConfig.Outputs.0.S3Output.LocalPath": "/opt/ml/processing/raw"},
             "processingInputs"),
@@ -419,7 +446,8 @@ def test_a_wrong_type_is_refused_whoever_sends_it(bench, path):
     assert f"'{first}" in answer["message"]
 
 
-@pytest.mark.parametrize("path", ["StoppingConditions", "ResourceConfig.InstanceTypes", f"{FIRST}.Mode"])
+@pytest.mark.parametrize("path", ["StoppingConditions", "ResourceConfig.InstanceTypes",
+                                  f"{FIRST}.Mode"])
 def test_a_member_that_amazon_would_skip_is_refused(bench, path):
     status, answer = bench.post("CreateTrainingJob", changed(TRAIN, {path: "x"}))
     assert status == 400 and "is unknown to this operation" in answer["message"]
@@ -431,9 +459,11 @@ def test_several_errors_are_said_at_once(bench):
                             "ResourceConfig.InstanceType": "ml.m1.small"})
     with pytest.raises(ClientError) as refused: bench.send("CreateTrainingJob", wrong)
     message = refused.value.response["Error"]["Message"]
-    assert message.startswith("4 validation errors detected: Value ") and message.count("; Value ") == 3
+    assert message.startswith("4 validation errors detected: Value ")
+    assert message.count("; Value ") == 3
     assert "less than or equal to 63" in message and "regular expression pattern" in message
-    assert "Value null at 'roleArn' failed to satisfy constraint: Member must not be null" in message
+    missing = "Value null at 'roleArn' failed to satisfy constraint: Member must not be null"
+    assert missing in message
     assert "Member must satisfy enum value set: [ml." in message
 
 
@@ -449,7 +479,7 @@ def test_boto_refuses_some_of_it_itself(bench):
 def vpc(bench): return {"VpcConfig": bench.network}
 
 
-UNUSUAL = {
+UNUSUAL: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "name of 63": lambda b: {"TrainingJobName": "a" + "-" * 61 + "b"},
     "no channel": lambda b: {"InputDataConfig": GONE},
     "no hyperparameter": lambda b: {"HyperParameters": {}},
@@ -470,7 +500,8 @@ UNUSUAL = {
     "fast file": lambda b: {f"{FIRST}.InputMode": "FastFile"},
     "an augmented manifest": lambda b: {
         f"{SOURCE}.S3Uri": "s3://bench/train/list.manifest", f"{FIRST}.InputMode": "Pipe",
-        f"{SOURCE}.S3DataType": "AugmentedManifestFile", f"{SOURCE}.AttributeNames": ["source-ref"]},
+        f"{SOURCE}.S3DataType": "AugmentedManifestFile",
+                                        f"{SOURCE}.AttributeNames": ["source-ref"]},
     "compressed in pipe mode": lambda b: {f"{FIRST}.CompressionType": "Gzip",
                                           "AlgorithmSpecification.TrainingInputMode": "Pipe"},
     "None in file mode": lambda b: {f"{FIRST}.CompressionType": "None",
@@ -514,13 +545,17 @@ UNUSUAL = {
         "DirectoryPath": "/data"}}},
     "an image by digest": lambda b: {
         "AlgorithmSpecification.TrainingImage": IMAGE.split(":")[0] + "@sha256:" + "0f" * 32},
-    "an image without a tag": lambda b: {"AlgorithmSpecification.TrainingImage": IMAGE.split(":")[0]},
+    "an image without a tag": lambda b: {
+        "AlgorithmSpecification.TrainingImage": IMAGE.split(":")[0]},
     "an entrypoint": lambda b: {
         "AlgorithmSpecification.ContainerEntrypoint": ["/bin/bash", "-c"],
         "AlgorithmSpecification.ContainerArguments": ["echo 'it is' && sleep 1"]},
     "a Java expression": lambda b: {"AlgorithmSpecification.MetricDefinitions": [
-        {"Name": "loss", "Regex": r"loss[:=]\s*+(\p{Digit}++\.\d+)"}, {"Name": "a:b", "Regex": "b"}]},
-    "a role with a path": lambda b: {"RoleArn": ROLE.replace("role/Bench", "role/service-role/Deep")},
+        {"Name": "loss", "Regex": r"loss[:=]\s*+(\p{Digit}++\.\d+)"},
+                                                                                 {"Name": "a:b",
+                                                                                  "Regex": "b"}]},
+    "a role with a path": lambda b: {"RoleArn": ROLE.replace("role/Bench",
+                                                             "role/service-role/Deep")},
     "tags of the world": lambda b: {"Tags": [{"Key": "équipe", "Value": "数据 + 1"},
                                              {"Key": "empty", "Value": ""}]},
     "null members": lambda b: {"VpcConfig": None, "CheckpointConfig": None, "Tags": None,
@@ -549,11 +584,14 @@ MORE = [
                                               "MaxNumberOfTrainingJobs": 2}}}, ""),
     tune({f"{CONFIG}.Strategy": "Hyperband"}, ""),
     tune({f"{CONFIG}.ParameterRanges.ContinuousParameterRanges": [
-        {"Name": "dropout", "MinValue": "0", "MaxValue": "0.99", "ScalingType": "ReverseLogarithmic"}]}, ""),
+        {"Name": "dropout", "MinValue": "0", "MaxValue": "0.99",
+         "ScalingType": "ReverseLogarithmic"}]}, ""),
     tune({f"{CONFIG}.ParameterRanges.IntegerParameterRanges": [
         {"Name": "shift", "MinValue": "-3", "MaxValue": "-3"}]}, ""),
-    tune({f"{CONFIG}.ResourceLimits": {"MaxParallelTrainingJobs": 2, "MaxRuntimeInSeconds": 600}}, ""),
-    tune({f"{DEFINITION}.ResourceConfig": GONE, f"{DEFINITION}.HyperParameterTuningResourceConfig": {
+    tune({f"{CONFIG}.ResourceLimits": {"MaxParallelTrainingJobs": 2, "MaxRuntimeInSeconds": 600}},
+         ""),
+    tune({f"{DEFINITION}.ResourceConfig": GONE,
+          f"{DEFINITION}.HyperParameterTuningResourceConfig": {
         "AllocationStrategy": "Prioritized", "InstanceConfigs": [CLUSTER]}}, ""),
     tune({DEFINITION: GONE, f"{CONFIG}.ParameterRanges": GONE,
           f"{CONFIG}.HyperParameterTuningJobObjective": GONE, "TrainingJobDefinitions": [
@@ -583,7 +621,8 @@ def test_other_unusual_requests_are_taken(bench, one):
 
 def test_each_region_has_its_own_data(bench):
     abroad = changed(TRAIN, {f"{SOURCE}.S3Uri": "s3://abroad/train",
-                             "AlgorithmSpecification.TrainingImage": IMAGE.replace("us-east-1", "eu-west-1")})
+                             "AlgorithmSpecification.TrainingImage": IMAGE.replace("us-east-1",
+                                                                                   "eu-west-1")})
     assert bench.send("CreateTrainingJob", abroad, "eu-west-1")
     for other in ({**abroad, "VpcConfig": bench.network},
                   changed(abroad, {f"{SOURCE}.S3Uri": "s3://bench/train"})):
@@ -632,7 +671,8 @@ def test_every_pattern_of_the_model_compiles():
     (r"[\S\s]*", ["\u00a0\n", ""], []), (r"\w+", ["a_1"], ["é", "٣"]), (r"\d", ["1"], ["٣"]),
     (r".*", ["é\t"], ["\n", "\r", "\u2028"]), (r"[.]", ["."], ["a"]), (r"a++b", ["aab"], ["aa"]),
     (r"[\uD800\uDC00-\uDBFF\uDFFF]", ["😀"], ["a"]), (r"([\p{L}]*)${1,128}", ["é"], ["1"]),
-    (r"[\p{Alnum}\-]+", ["a-1"], ["é"]), (r"\p{L}\.", ["é."], ["é1"]), (r"(?!\s*$).+", ["a "], [" "]),
+    (r"[\p{Alnum}\-]+", ["a-1"], ["é"]), (r"\p{L}\.", ["é."], ["é1"]),
+                                              (r"(?!\s*$).+", ["a "], [" "]),
     (r"[\W]", ["é"], ["a"]), (r"\\d", ["\\d"], ["1"]),
 ])
 def test_java_s_patterns_mean_what_they_mean_in_java(pattern, yes, no):
@@ -648,7 +688,8 @@ def paths(value: Any, way: tuple = ()) -> list[tuple]:
     return [way, *(path for step, part in steps for path in paths(part, (*way, step)))]
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+JSON = st.recursive(PLAIN,
                     lambda inner: st.lists(inner, max_size=3)
                     | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6)
 
@@ -678,7 +719,8 @@ def test_no_single_change_crashes_the_shapes(one):
         assert shapes.lower_camel(first) in e.message
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutated())
 def test_no_single_change_crashes_the_checks(bench, one):
     operation, request, _ = one
@@ -691,7 +733,8 @@ def test_no_single_change_crashes_the_checks(bench, one):
 @settings(max_examples=200, deadline=None)
 def test_no_text_crashes_or_stalls_a_pattern(text):
     started = time.perf_counter()
-    for operation, member in (("CreateTrainingJob", "TrainingJobName"), ("CreateTrainingJob", "RoleArn")):
+    for operation, member in (("CreateTrainingJob", "TrainingJobName"),
+                              ("CreateTrainingJob", "RoleArn")):
         try: shapes.check("sagemaker", operation, {**TRAIN, member: text})
         except ServiceError as e: assert member[0].lower() + member[1:] in e.message
     assert time.perf_counter() - started < 1
@@ -722,15 +765,127 @@ def test_a_member_that_s_unknown_to_the_model_is_named():
 def test_the_real_handlers_refuse_too(bench, operation):
     "The parts that run jobs ask these checks first."
     if operation not in bench.real: pytest.skip("this part isn't in the rehearsal")
-    name = next(iter(GOOD[operation]))
-    request = {k: v for k, v in GOOD[operation].items() if k != "Tags"}
-    request["Tags"] = [{"Key": "aws:x", "Value": ""}]
+    request = {**GOOD[operation], "Tags": [{"Key": "aws:x", "Value": ""}]}
     with pytest.raises(ServiceError, match="tags.1.member.key"):
         bench.real[operation](Call("sagemaker", operation, request))
-    assert name
 
 
 def test_the_context_is_all_they_need(bench):
     "A check asks the endpoint of its context and nothing else of this machine."
     context = Context(bench.running.endpoint, bench.context.folder)
     checks.training(Call("sagemaker", "CreateTrainingJob", TRAIN), context)
+
+
+@pytest.fixture
+def working(bench):
+    "A function that gives a new role these statements and asks what a job of it fails with."
+    made: list[str] = []
+
+    def failure(request: dict, *allowed: tuple[str, str, str]) -> str | None:
+        iam, name = bench.context.client("iam"), f"Worker{len(made)}"
+        made.append(name)
+        arn = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust(
+            "sagemaker.amazonaws.com"))["Role"]["Arn"]
+        if allowed:
+            iam.put_role_policy(RoleName=name, PolicyName="Work", PolicyDocument=json.dumps({
+                "Version": "2012-10-17",
+                "Statement": [{"Effect": e, "Action": a, "Resource": r} for e, a, r in allowed]}))
+        operation = "CreateProcessingJob" if "ProcessingJobName" in request else "CreateTrainingJob"
+        return checks.start_failure(Call("sagemaker", operation, {**request, "RoleArn": arn}),
+                                    bench.context)
+
+    yield failure
+    iam = bench.context.client("iam")
+    for name in made:
+        for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]:
+            iam.delete_role_policy(RoleName=name, PolicyName=policy)
+        iam.delete_role(RoleName=name)
+
+
+LIST, READ = ("Allow", "s3:ListBucket", "arn:aws:s3:::bench"), \
+    ("Allow", "s3:GetObject", "arn:aws:s3:::bench/train/*")
+WRITE = ("Allow", "s3:PutObject", "arn:aws:s3:::bench/out/*")
+
+
+@pytest.mark.parametrize("allowed, word", [
+    ((), "s3:ListBucket"), ((LIST,), "s3:GetObject"), ((READ, WRITE), "s3:ListBucket"),
+    ((LIST, READ), "Artifact upload failed:Unable to upload to s3://bench/out/job-1/output"),
+    ((LIST, READ, ("Allow", "s3:PutObject", "arn:aws:s3:::other/*")), "s3:PutObject"),
+    ((LIST, READ, WRITE, ("Deny", "s3:*", "arn:aws:s3:::bench/train/list*")),
+     "with an explicit deny in an identity-based policy"),
+])
+def test_a_job_fails_whose_role_may_not_work(working, allowed, word):
+    failure = working(TRAIN, *allowed)
+    assert failure.startswith("ClientError: ") and word in failure
+    assert "assumed-role/Worker0/SageMaker is not authorized to perform" in failure
+
+
+@pytest.mark.parametrize("allowed", [
+    (LIST, READ, WRITE), (("Allow", "*", "*"),),
+    (("Allow", "s3:List*", "*"), ("Allow", "s3:Get*", "arn:aws:s3:::*"), WRITE)])
+def test_a_job_begins_whose_role_may_work(working, allowed):
+    assert working(TRAIN, *allowed) is None
+
+
+def test_processing_roles_are_asked_too(working):
+    assert "s3:PutObject" in working(PROCESS, LIST, READ)
+    assert working(PROCESS, LIST, READ, ("Allow", "s3:PutObject",
+                                         "arn:aws:s3:::bench/clean/*")) is None
+
+
+def test_a_bucket_s_policy_decides_with_the_role_s(bench, working):
+    s3 = bench.context.client("s3")
+    def policy(effect, action, resource, principal):
+        s3.put_bucket_policy(Bucket="bench", Policy=json.dumps({"Statement": [
+            {"Effect": effect, "Principal": principal, "Action": action, "Resource": resource}]}))
+    try:
+        policy("Deny", "s3:GetObject", "arn:aws:s3:::bench/*", "*")
+        assert "a resource-based policy" in working(TRAIN, ("Allow", "*", "*"))
+        policy("Allow", "s3:*", ["arn:aws:s3:::bench", "arn:aws:s3:::bench/*"],
+               {"AWS": "arn:aws:iam::123456789012:root"})
+        assert working(TRAIN) is None
+    finally: s3.delete_bucket_policy(Bucket="bench")
+
+
+def test_a_key_must_be_usable(bench, working):
+    secret = changed(TRAIN, {"OutputDataConfig.KmsKeyId": "alias/bench"})
+    assert "kms:GenerateDataKey" in working(secret, LIST, READ, WRITE)
+    use = ("Allow", "kms:GenerateDataKey", bench.key)
+    assert working(secret, LIST, READ, WRITE, use) is None
+
+
+def test_the_first_role_of_a_rehearsal_may_do_all_this(bench):
+    roles = bench.context.client("iam").list_roles()["Roles"]
+    furnished = [r["Arn"] for r in roles if r["RoleName"].startswith("SageMaker")]
+    assert furnished
+    bucket = "sagemaker-us-east-1-123456789012"
+    bench.context.client("s3").put_object(Bucket=bucket, Key="train/x", Body=b"x")
+    request = changed(TRAIN, {"RoleArn": furnished[0], f"{SOURCE}.S3Uri": f"s3://{bucket}/train",
+                              "OutputDataConfig.S3OutputPath": f"s3://{bucket}/out"})
+    assert checks.start_failure(Call("sagemaker", "CreateTrainingJob", request),
+                                bench.context) is None
+
+
+def test_a_public_subnet_does_not_lead_to_s3(bench, working):
+    "An internet gateway is no use to a job's interfaces, which have no public addresses."
+    anything = ("Allow", "*", "*")
+    inside = {**TRAIN, "VpcConfig": bench.network}
+    assert "route to an S3 VPC endpoint" in working(inside, anything)
+    ec2 = bench.context.client("ec2")
+    vpc_id = ec2.create_vpc(CidrBlock="10.8.0.0/16")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=vpc_id, CidrBlock="10.8.0.0/24")["Subnet"]["SubnetId"]
+    group = ec2.create_security_group(GroupName="y", Description="-", VpcId=vpc_id)["GroupId"]
+    private = {**TRAIN, "VpcConfig": {"Subnets": [subnet], "SecurityGroupIds": [group]}}
+    assert "route to an S3 VPC endpoint" in working(private, anything)
+    [table] = [t["RouteTableId"] for t in ec2.describe_route_tables()["RouteTables"]
+               if t["VpcId"] == vpc_id]
+    ec2.create_vpc_endpoint(VpcId=vpc_id, ServiceName="com.amazonaws.us-east-1.s3",
+                            RouteTableIds=[table])
+    assert working(private, anything) is None
+
+
+def test_two_slashes_fail_a_download_and_not_a_stream(bench, working):
+    bench.context.client("s3").put_object(Bucket="bench", Key="twice//x", Body=b"x")
+    twice = changed(TRAIN, {f"{SOURCE}.S3Uri": "s3://bench/twice"})
+    assert "illegal char sub-sequence '//'" in working(twice, ("Allow", "*", "*"))
+    assert working(changed(twice, {f"{FIRST}.InputMode": "FastFile"}), ("Allow", "*", "*")) is None
