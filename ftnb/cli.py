@@ -87,6 +87,9 @@ def run(
         "--check", help="Only check the study; run nothing.")] = False,
     explain: Annotated[bool, typer.Option(
         "--explain", help="Only say which stages would run, and why; run nothing.")] = False,
+    on: Annotated[str | None, typer.Option(
+        "--on", metavar="PLACE", help="Where training runs: local, rehearsal or aws; by default "
+        "the setting `place`.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -94,12 +97,15 @@ def run(
 
     Everything is checked first; then the stages that a change calls for run, each a notebook on
     its own kernel. What a stage made is kept, so a run that was stopped goes on where it was.
-    The same study with the same data, code and packages is the same version.
+    The same study with the same data, code and packages is the same version, wherever it was
+    trained: --on rehearsal trains in an AWS that is played on this machine, --on aws in yours.
 
-    Example: ftnb run params/quickstart.yaml -p train.learning_rate=3e-5
+    Examples: ftnb run params/quickstart.yaml -p train.learning_rate=3e-5
+    · ftnb run params/quickstart.yaml --on rehearsal
     """
     from ftnb.study.plan import read_study
-    began = time.time_ns()
+    began, site = time.time_ns(), settings()
+    if on: site = site.at(on)
     plan = read_study(study, parameter or [])
     if check:
         facts = {"study": plan.name, "stages": list(plan.stages), "parameters": plan.parameters}
@@ -111,8 +117,8 @@ def run(
     else:
         from ftnb.study.runner import perform
         from ftnb.study.unchanged import colourful, record_proof, said
-        outcome = perform(plan, force)
-        answer = answer_of(outcome)
+        outcome = perform(plan, force, site)
+        answer = answer_of(outcome, site.stated.place)
         proof = answer_of(replace(outcome, new=False, executed=(), note=""))
         if outcome.executed or not outcome.note:     # not of a version that was written to
             record_proof(study, parameter or [], settings(), outcome.hashes, proof, began,
@@ -120,11 +126,14 @@ def run(
         print(said(answer, as_json, colourful()))
 
 # %% ../nbs/cli.ipynb #c09
-def answer_of(outcome: Any) -> dict[str, Any]:
+def answer_of(outcome: Any, place: str = "local") -> dict[str, Any]:
     "What a run is answered with: text, note, and facts as JSON."
     version, ran = outcome.version, list(outcome.executed)
     note = outcome.note or ("" if ran or outcome.new else
                             "nothing has changed since then; --force runs it again")
+    if place != "local" and "train" not in ran:
+        from ftnb.study.unchanged import unneeded
+        note = unneeded(note, place)
     return {"text": f"{version.name}: {version.decision}\n{os.path.relpath(version.page)}",
             "note": note, "facts": {**facts_of(version), "new": outcome.new, "executed": ran,
                                     "note": outcome.note}}
