@@ -152,7 +152,7 @@ def share(
 
 # %% ../../nbs/rehearsal/channels.ipynb #c26
 LARGE = 64 << 20    # bytes from which an object comes in parts, several at once
-WORKERS = 8
+WORKERS = 4
 
 
 def fetch(

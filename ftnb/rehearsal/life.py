@@ -43,8 +43,10 @@ class Job:
     record: Record
     folder: Path                                       # of this job
     entered: Callable[[Record], object] = lambda record: None   # told of each new status
+    unfit: Callable[[], str | None] = lambda: None     # why it can't begin, once it has instances
     orders: Orders = field(default_factory=Orders)
     thread: threading.Thread | None = None
+    streams: int = 0                                   # the second that names the log streams
 
     @property
     def request(self) -> dict[str, Any]: return self.record.request
@@ -167,14 +169,14 @@ def mirrors(job: Job) -> list[Mirror]:
 def watch(job: Job, cluster: Cluster, notes: dict[str, list[str]], values: Sender) -> list[Watcher]:
     "Read what a cluster prints."
     definitions = job.request["AlgorithmSpecification"].get("MetricDefinitions") or []
-    started, watchers = int(time.time()), []
+    job.streams, watchers = max(int(time.time()), job.streams + 1), []
 
     def found(value: tuple[str, float, float]) -> None:
         observed(job.record, *value)
         values.add(value)
 
     for host, process in cluster.processes.items():
-        stream = log_stream(job.client("logs"), f"{job.record.name}/{host}-{started}")
+        stream = log_stream(job.client("logs"), f"{job.record.name}/{host}-{job.streams}")
         file = job.folder/f"{host}.log"
         watcher = Watcher(process.output, file, stream, metrics_of(definitions), found)
         for note in notes[host]: watcher.say(note)
@@ -199,6 +201,7 @@ def attempt(job: Job, interruptions: Iterator[float], hangs: bool = False) -> En
     "Carry a job out on new instances."
     job.record.attempts.append([time.time(), time.time()])
     job.go("Downloading")
+    if reason := job.unfit(): raise JobFailed(reason)
     notes = equip_all(job)
     found = mirrors(job)
     going_on(job)

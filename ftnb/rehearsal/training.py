@@ -156,7 +156,8 @@ def begin(jobs: TrainingJobs, call: Call, tuning_job_arn: str | None) -> dict[st
     record = Record(request, arn, call.region, time.time(), tuning_job_arn)
     if request.get("EnableManagedSpotTraining"): record.share = context.options.spot_share
     folder = context.folder/folder_name(call.region, name)
-    job = Job(context, record, folder, lambda record: jobs.events.add(event(record)))
+    job = Job(context, record, folder, lambda record: jobs.events.add(event(record)),
+              lambda: checks.start_failure(call, context))
     with jobs.lock:
         if (call.region, name) in jobs.jobs: raise taken(arn)
         remove_tree(folder)
