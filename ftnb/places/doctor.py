@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['State', 'MARKS', 'PATIENCE', 'MAKING', 'Probe', 'DISK', 'HERE', 'NOBODY', 'READ', 'LOGS', 'IMAGE', 'KEYS', 'NETWORK',
-           'MINE', 'WHO', 'THERE', 'TITLES', 'NEEDS', 'Finding', 'Examination', 'policy_text', 'Setup', 'names_in',
-           'python', 'unmet', 'packages', 'sdk', 'disk', 'processors', 'threads', 'credentials', 'account', 'region',
-           'clock', 'network', 'reachable', 'role_needs', 'statements', 'repository', 'key_arn', 'role', 'create_role',
-           'trust', 'trusts_sagemaker', 'simulated', 'permissions', 'launching', 'bucket', 'encryption', 'versioning',
+           'MINE', 'THERE', 'TITLES', 'NEEDS', 'Finding', 'Examination', 'policy_text', 'Setup', 'names_in', 'python',
+           'unmet', 'packages', 'sdk', 'disk', 'processors', 'threads', 'credentials', 'account', 'region', 'clock',
+           'network', 'reachable', 'role_needs', 'statements', 'repository', 'key_arn', 'role', 'create_role', 'trust',
+           'trusts_sagemaker', 'simulated', 'permissions', 'launching', 'bucket', 'encryption', 'versioning',
            'public_access', 'objects', 'key', 'quota', 'vpc', 'image', 'title', 'careful', 'told', 'side_by_side',
            'unasked', 'examine', 'doctor']
 
@@ -87,16 +87,20 @@ class Examination:
             if f.policy: text += ["", f"{f.probe}:", "", "```json", policy_text(f.policy), "```"]
         return "\n".join(text)
 
+    @property
+    def todo(self) -> str:
+        "What to do, in lines that can be copied; empty when there's nothing."
+        return "\n\n".join(f"{f.probe}: {f.fix}" + (f"\n{policy_text(f.policy)}" if f.policy else "")
+                           for f in self.findings if f.fix)
+
     def __rich__(self) -> Any:
-        "For a terminal: a table, then what to do, in lines that can be copied."
+        "For a terminal."
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
         view = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for f in self.findings: view.add_row(MARKS[f.state], Text(f.probe), Text(f.evidence))
-        rest = [Text(f"\n{f.probe}: {f.fix}" + (f"\n{policy_text(f.policy)}" if f.policy else ""))
-                for f in self.findings if f.fix and f.state != "well"]
-        return Group(view, *rest, Text(f"\n{self.sentence}"))
+        return Group(view, Text(f"\n{self.sentence}"))
 
 
 def policy_text(policy: Mapping[str, Any]) -> str:
@@ -642,8 +646,7 @@ def image(setup: Setup) -> Finding:
     return Finding("image", "well", found[0]["imageDigest"])
 
 # %% ../../nbs/places/doctor.ipynb #c28
-WHO: tuple[Probe, ...] = (credentials, account, region)
-THERE: tuple[Probe, ...] = (clock, network, role, trust, permissions, launching, bucket, encryption,
+THERE: tuple[Probe, ...] = (network, clock, role, trust, permissions, launching, bucket, encryption,
                             versioning, public_access, objects, key, quota, vpc, image)
 TITLES = {"permissions": "role's permissions", "launching": "your permissions", "key": "KMS key",
           "vpc": "VPC", "public_access": "public access", "sdk": "SageMaker SDK"}
@@ -708,10 +711,13 @@ def examine(
     setup = Setup(site, patience)
     found = [careful(probe, setup) for probe in HERE]
     if site.stated.place == "local": return Examination("local", tuple(found))
-    found += (who := [careful(probe, setup) for probe in WHO])
-    if any(f.state in ("missing", "unknown") for f in who):
-        found += [Finding(title(p), "skipped", "not without an account") for p in THERE]
-    else: found += unasked(side_by_side(THERE, setup))
+    found += (who := [careful(region, setup), careful(credentials, setup)])
+    if who[1].state == "well": found.append(careful(account, setup))
+    asked = found[-1].probe == "account" and found[-1].state in ("well", "advice")
+    possible = [p for p in THERE if asked or p is network] if who[0].state == "well" else []
+    found += unasked(side_by_side(possible, setup))
+    found += [Finding(title(p), "skipped", "not without an account") for p in THERE
+              if p not in possible]
     return Examination(site.stated.place, tuple(found))
 
 
