@@ -268,6 +268,7 @@ BAD = [
            "HyperParameters": {"optimizer.lr": "1"}}, "hyperParameters"),
     train({"InputDataConfig": [{**CHANNEL, "ChannelName": "train-set"},
                                {**CHANNEL, "ChannelName": "sm_drivers"}]}, "inputDataConfig"),
+    train({"HyperParameters": {"login": "AKIA" + "Z" * 16}}, "hyperParameters"),
     train({"ResourceConfig": GONE}, "resourceConfig"),
     train({"ResourceConfig.InstanceType": GONE}, "instanceType"),
     train({"ResourceConfig.InstanceType": "ml.p2.xlarge"}, "resourceConfig.instanceType"),
@@ -359,6 +360,8 @@ BAD = [
     tune({DEFINITION: GONE}, "trainingJobDefinition"),
     tune({"TrainingJobDefinitions": [TUNE[DEFINITION]]}, "trainingJobDefinition"),
     tune({DEFINITION: GONE, "TrainingJobDefinitions": [TUNE[DEFINITION]]}, "definitionName"),
+    tune({f"{DEFINITION}.StaticHyperParameters.login": "x ASIA" + "2" * 16},
+         "staticHyperParameters"),
     tune({f"{DEFINITION}.RoleArn": ROLE.replace("Bench", "Nobody")},
          "trainingJobDefinition.roleArn"),
     tune({f"{DEFINITION}.ResourceConfig": GONE}, "trainingJobDefinition.resourceConfig"),
@@ -847,6 +850,24 @@ def test_a_bucket_s_policy_decides_with_the_role_s(bench, working):
     finally: s3.delete_bucket_policy(Bucket="bench")
 
 
+@pytest.mark.parametrize("condition, falls", [
+    ({"Bool": {"aws:SecureTransport": "false"}}, False),
+    ({"StringNotEquals": {"s3:x-amz-server-side-encryption": "aws:kms"}}, False),
+    ({"StringNotEquals": {"s3:x-amz-server-side-encryption": "AES256"}}, True),
+    ({"StringNotLike": {"s3:x-amz-server-side-encryption-aws-kms-key-id": "*:key/ours"}}, True),
+    ({"StringNotEquals": {"aws:SourceVpce": "vpce-1"}}, True),
+    ({"ArnNotLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/Worker*"}}, False),
+])
+def test_a_bucket_s_conditions_know_the_request(bench, working, condition, falls):
+    s3 = bench.context.client("s3")
+    s3.put_bucket_policy(Bucket="bench", Policy=json.dumps({"Statement": [
+        {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject",
+         "Resource": "arn:aws:s3:::bench/*", "Condition": condition}]}))
+    try: failure = working(TRAIN, ("Allow", "*", "*"))
+    finally: s3.delete_bucket_policy(Bucket="bench")
+    assert bool(failure) == falls, failure
+
+
 def test_a_key_must_be_usable(bench, working):
     secret = changed(TRAIN, {"OutputDataConfig.KmsKeyId": "alias/bench"})
     assert "kms:GenerateDataKey" in working(secret, LIST, READ, WRITE)
@@ -889,3 +910,16 @@ def test_two_slashes_fail_a_download_and_not_a_stream(bench, working):
     twice = changed(TRAIN, {f"{SOURCE}.S3Uri": "s3://bench/twice"})
     assert "illegal char sub-sequence '//'" in working(twice, ("Allow", "*", "*"))
     assert working(changed(twice, {f"{FIRST}.InputMode": "FastFile"}), ("Allow", "*", "*")) is None
+
+
+def test_data_must_fit_onto_the_disk(bench, working, monkeypatch):
+    from ftnb.rehearsal import room
+    anything, gigabyte = ("Allow", "*", "*"), 1024**3
+    monkeypatch.setattr(room, "size", lambda uri, context: 40 * gigabyte)
+    assert "Insufficient disk space: 40.0 GB to download, 30 GB" in working(TRAIN, anything)
+    assert "Insufficient disk space" in working(PROCESS, anything)
+    for fits in ({"ResourceConfig.VolumeSizeInGB": 50}, {f"{FIRST}.InputMode": "FastFile"},
+                 {"ResourceConfig.InstanceType": "ml.g5.xlarge"},
+                 {f"{SOURCE}.S3DataDistributionType": "ShardedByS3Key",
+                  "ResourceConfig.InstanceCount": 2}):
+        assert working(changed(TRAIN, fits), anything) is None

@@ -10,6 +10,7 @@ from .instances import GRANTED, NEW_ACCOUNT, quotas, wanted
 from .permissions import permissions
 from .processing_checks import processing
 from .reach import network
+from .room import room
 from .service import Call, Context
 from .training_checks import training
 from .tuning_checks import tuning
@@ -22,5 +23,5 @@ def start_failure(
     call: Call,        # CreateTrainingJob or CreateProcessingJob
     context: Context,
 ) -> str | None:       # the FailureReason; None when the job can begin
-    "What Amazon would fail a job with, minutes after taking it, for its network or its role."
-    return network(call, context) or permissions(call, context)
+    "What Amazon would fail a job with, minutes after taking it, for its network, role or disk."
+    return network(call, context) or permissions(call, context) or room(call, context)

@@ -9,7 +9,7 @@ __all__ = ['NO_ROUTE', 'NAT', 'route_table', 'leads_to_s3', 'lets_out', 'network
 from collections.abc import Mapping
 from typing import Any
 
-from .permissions import DOWNLOAD, inputs
+from .permissions import DOWNLOAD, inputs, s3_endpoints, vpc_of
 from .service import Call, Context
 
 # %% ../../nbs/rehearsal/reach.ipynb #c06
@@ -49,14 +49,12 @@ def lets_out(group: Mapping[str, Any]) -> bool:
 # %% ../../nbs/rehearsal/reach.ipynb #c09
 def network(call: Call, context: Context) -> str | None:
     "What a job in a VPC fails with when none of its subnets leads to S3."
-    vpc = call.request.get("VpcConfig") or \
-        (call.request.get("NetworkConfig") or {}).get("VpcConfig")
+    vpc = vpc_of(call.request)
     if not vpc or not any(inputs(call.request)): return None
     ec2 = context.client("ec2", call.region)
     subnets = ec2.describe_subnets(SubnetIds=vpc["Subnets"])["Subnets"]
     tables = ec2.describe_route_tables()["RouteTables"]
-    endpoints = [e for e in ec2.describe_vpc_endpoints()["VpcEndpoints"]
-                 if e["ServiceName"] == f"com.amazonaws.{call.region}.s3"]
+    endpoints = s3_endpoints(call, context)
     groups = ec2.describe_security_groups(GroupIds=vpc["SecurityGroupIds"])["SecurityGroups"]
     there = any(leads_to_s3(subnet, tables, endpoints) for subnet in subnets)
     return None if there and any(map(lets_out, groups)) else DOWNLOAD + NO_ROUTE

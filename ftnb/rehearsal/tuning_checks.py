@@ -19,7 +19,7 @@ from .instances import refusal
 from .search_checks import (
     check_limits, check_objective, check_ranges, check_strategy, combinations, each_range)
 from .service import Call, Context
-from .training_checks import check_definition
+from .training_checks import check_definition, check_secrets
 
 # %% ../../nbs/rehearsal/tuning_checks.ipynb #c06
 ENDED = ("Completed", "Stopped", "Failed")
@@ -113,6 +113,7 @@ def check_one(request: Mapping[str, Any], definition: Mapping[str, Any], path: s
     check_limits(config, combinations(ranges or {}), here)
     channels = [c["ChannelName"] for c in definition.get("InputDataConfig") or []]
     check_driver(dict.fromkeys(names, "") | static, channels, path)
+    check_secrets(static, f"{path}staticHyperParameters")
 
 # %% ../../nbs/rehearsal/tuning_checks.ipynb #c11
 def definitions(request: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
