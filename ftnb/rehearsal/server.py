@@ -71,14 +71,16 @@ def fresh_moto() -> Callable:
     "moto's application, with nothing in it."
     from moto.core.config import default_user_config
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    default_user_config["iam"]["load_aws_managed_policies"] = True
     empty_moto()
+    default_user_config["iam"]["load_aws_managed_policies"] = True
     return DomainDispatcherApplication(create_backend_app)
 
 
 def empty_moto() -> None:
-    "Forget what moto holds in this process."
+    "Forget what moto holds in this process, and how it was set."
+    from moto.core.config import default_user_config
     from moto.moto_api._internal.models import moto_api_backend
+    default_user_config["iam"]["load_aws_managed_policies"] = False
     moto_api_backend.reset()
 
 
@@ -88,9 +90,9 @@ def listening(bound: socket.socket, application: Callable):
     from werkzeug.serving import make_server
 
     class Quiet(MotoRequestHandler):
-        "Writes no line for each request."
+        "Writes no line for each request, and is done with a connection that was cut."
         def log_request(self, *_: Any) -> None: pass
-        def connection_dropped(self, error, environ=None) -> None: pass
+        def connection_dropped(self, error, environ=None) -> None: self.close_connection = True
 
     bound.listen(128)
     return make_server("127.0.0.1", bound.getsockname()[1], application, threaded=True,
@@ -162,6 +164,7 @@ class Rehearsal:
                                self.keeping.around if self.keeping else at_once)
             self.start()
         except BaseException:
+            if hasattr(self, "bound"): self.bound.close()
             IN_PROCESS.release()
             raise
 
@@ -307,6 +310,7 @@ def locked(file: Path, why: str) -> Iterator[None]:
 
 def begun(folder: Path, port: int, keep: Path | None, options: Options) -> Rehearsal:
     "A rehearsal in this process, known in its folder."
+    make_folder(folder).chmod(0o700)
     with locked(folder/"lock", "another rehearsal is starting in this folder"):
         current = status(folder)
         if current.running:
@@ -361,7 +365,7 @@ def start_process(folder: Path, words: list[str]) -> subprocess.Popen:
     source = str(Path(ftnb.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [source, environment.get("PYTHONPATH", "")]))
-    make_folder(folder)
+    make_folder(folder).chmod(0o700)
     with open(folder/"server.log", "wb") as log:
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                 start_new_session=True, cwd=folder, env=environment)
