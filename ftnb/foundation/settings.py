@@ -28,8 +28,8 @@ def repository(start: Path | None = None) -> Path:
 # %% ../../nbs/foundation/settings.ipynb #c08
 PLACES = ("local", "rehearsal", "aws")
 ELSEWHERE = ("place", "region", "role", "bucket", "prefix", "kms_key", "image", "instance_type",
-             "volume", "spot", "subnets", "security_groups", "max_hours", "budget", "prices",
-             "when_stopped", "endpoint", "real_keys")   # what a place needs to know
+             "volume", "spot", "subnets", "security_groups", "max_hours", "budget",
+             "price_table", "when_stopped", "endpoint", "real_keys")   # what a place needs to know
 
 
 def setting(default: str, meaning: str):
@@ -67,7 +67,7 @@ class Stated:
     security_groups: str = setting("", "security groups in that VPC, with commas")
     max_hours: str = setting("24", "hours after which AWS stops a job")
     budget: str = setting("", "US dollars that a job may be expected to cost; empty: any")
-    prices: str = setting("", "CSV file of prices an hour; empty: the table of ftnb")
+    price_table: str = setting("", "CSV file of prices an hour; empty: the table of ftnb")
     when_stopped: str = setting("leave", "a job in AWS, when its study is stopped: leave or stop")
     endpoint: str = setting("", "address of an AWS API; empty: AWS's, or the rehearsal's")
     real_keys: str = setting("no", "yes: a rehearsal starts although real AWS keys are about")

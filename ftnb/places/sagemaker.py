@@ -24,9 +24,11 @@ from ..foundation.progress import Progress
 from ..foundation.settings import Settings
 from .account import Account, open_account, spoken
 from .contract import Job, JobFolders, JobResult
+from .expected import allowed, costs
 from .fetch import fetch_archive
 from .following import Follower, describe, pace, patience, patiently
 from .order import Order, contents, identity, sdk, terms, trainer
+from .rehearsing import ready
 from .upload import put_up_all
 
 # %% ../../nbs/places/sagemaker.ipynb #c06
@@ -147,10 +149,10 @@ def image_digest(account: Account, image: str) -> str | None:
 @dataclass
 class Running:
     "A job of one account, from its order to its results."
+    site: Settings
     order: Order
     folders: JobFolders
     follow: Callable[[str], None] | None = None
-    when_stopped: str = "leave"
     name: str = ""
     log: Path = field(init=False)
 
@@ -161,6 +163,7 @@ class Running:
         attempt, said = find(self.order)
         self.name = self.order.name(attempt)
         if said is None:
+            for line in allowed(self.site, self.order): say(line)
             channels = put_up_all(self.order.account, self.order.job.channels)
             said = launch(self.order, attempt, channels)
         self.note(said)
@@ -190,7 +193,7 @@ class Running:
 
     def stopped(self) -> None:
         "Say what becomes of the job, or end it."
-        if self.when_stopped == "stop":
+        if self.site.stated.when_stopped == "stop":
             with spoken(f"stopping {self.name}"):
                 self.order.account.client("sagemaker").stop_training_job(TrainingJobName=self.name)
             say(f"{self.name} is being stopped")
@@ -241,14 +244,15 @@ def run(
     afresh: bool = False,         # compute it again although it is done already
 ) -> JobResult:
     "Run a job on SageMaker, as the settings say, and wait for its end."
-    account = open_account(site)
-    on = terms(site, account)
-    order = Order(job, account, on, identity(job, contents(job), on), study, afresh)
-    running = Running(order, JobFolders(Path(folder).resolve()), follow, site.stated.when_stopped)
-    said = running.until_it_ends(running.begin())
-    with spoken(f"fetching the results of {running.name}"):
-        fetched = bring_back(running, said)
-        if said["TrainingJobStatus"] == "Completed": clear_checkpoints(running, said)
-    running.note(said, fetched=fetched)
+    with ready(site) as site:
+        account = open_account(site)
+        on = terms(site, account)
+        order = Order(job, account, on, identity(job, contents(job), on), study, afresh)
+        running = Running(site, order, JobFolders(Path(folder).resolve()), follow)
+        said = running.until_it_ends(running.begin())
+        with spoken(f"fetching the results of {running.name}"):
+            fetched = bring_back(running, said)
+            if said["TrainingJobStatus"] == "Completed": clear_checkpoints(running, said)
+        running.note(said, fetched=fetched, cost=costs(site, order, said))
     status, code, reason = ending(said)
     return JobResult(job.name, status, code, reason, running.folders, running.log)

@@ -388,7 +388,8 @@ def left_running(run: Run) -> str:
     "What became of jobs elsewhere when their study was stopped."
     if run.site.stated.when_stopped == "stop": return ""
     files = [run.workbench/s/"job"/"where.json" for s in run.plan.stages]
-    jobs = [where for f in files if f.is_file() and (where := read_json(f))["status"] == "InProgress"]
+    told = [read_json(f) for f in files if f.is_file()]
+    jobs = [where for where in told if where["status"] == "InProgress"]
     ends = run.site.stated.endpoint == "" and run.site.stated.place == "rehearsal"
     return "".join(
         f"; the job {where['job']} " + ("ended with its rehearsal" if ends else "goes on: "
