@@ -382,3 +382,80 @@ print(boto3.client('s3').list_buckets()['Buckets'][0]['Name'])
 """
     jobs.run("knows", script, Environment={"FLAVOUR": "vanilla"})
     assert jobs.printed("knows") == ["knows vanilla False", BUCKET]
+
+
+@pytest.fixture
+def sdk(jobs):
+    "The SageMaker SDK, led to the rehearsal."
+    from ftnb.rehearsal.client import connected
+    with connected(jobs.rehearsal.endpoint):
+        from sagemaker.core.training.configs import Compute, SourceCode
+        from sagemaker.train import ModelTrainer
+
+        def train(name, source, instances=1, distributed=None, **code):
+            trainer = ModelTrainer(
+                training_image=IMAGE, role=ROLE, base_job_name=name, distributed=distributed,
+                source_code=SourceCode(source_dir=str(source), **code),
+                compute=Compute(instance_type="ml.m5.xlarge", instance_count=instances))
+            trainer.train(wait=False)
+            job = trainer._latest_training_job
+            assert jobs.parts.record(job.training_job_name).ended.wait(300)
+            job.refresh()
+            lines = jobs.printed(job.training_job_name)
+            assert job.training_job_status == "Completed", (job.failure_reason, lines[-20:])
+            return job, lines
+        yield train
+
+
+@pytest.mark.slow
+def test_the_sdk_runs_an_entry_script_and_a_command(sdk, tmp_path):
+    (tmp_path/"train.py").write_text("import os\n"
+                                     "print('ran in', os.getcwd(), os.environ['SM_HOSTS'])")
+    _, lines = sdk("script", tmp_path, entry_script="train.py")
+    assert 'ran in /opt/ml/input/data/code ["algo-1"]' in lines
+    _, lines = sdk("command", tmp_path, command="echo from a command; ls")
+    assert "from a command" in lines and "train.py" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instances", [1, 2])
+def test_torchrun_through_the_sdk(sdk, tmp_path, instances, jobs):
+    from sagemaker.train.distributed import Torchrun
+    (tmp_path/"train.py").write_text("""
+import os, torch, torch.distributed as dist
+dist.init_process_group('gloo')
+total = torch.tensor([float(dist.get_rank())])
+dist.all_reduce(total)
+print('rank', dist.get_rank(), 'of', dist.get_world_size(), os.environ['SM_CURRENT_HOST'],
+      total.item(), flush=True)
+if dist.get_rank() == 0: open('/opt/ml/model/total', 'w').write(str(total.item()))
+dist.destroy_process_group()
+""")
+    job, lines = sdk("torch", tmp_path, instances, Torchrun(process_count_per_node=2),
+                     entry_script="train.py")
+    world = 2 * instances
+    total = sum(range(world))
+    ranks = sorted(line for line in lines if line.startswith("rank"))
+    assert ranks == [f"rank {r} of {world} algo-{1 + r // 2} {total}.0" for r in range(world)]
+    key = job.model_artifacts.s3_model_artifacts.partition(f"{BUCKET}/")[2]
+    assert jobs.members(key) == {"total": f"{total}.0".encode()}
+
+
+@pytest.mark.slow
+def test_thirty_jobs_at_once(jobs):
+    "Ten clients create, follow and list at the same time; every job gets what is its own."
+    def many(client):
+        for i in range(3):
+            name = f"many-{client}-{i}"
+            jobs.run(name, f"open('/opt/ml/model/own', 'w').write('{name}')\nprint('{name}')")
+            jobs.sm.list_training_jobs(NameContains="many")
+
+    threads = [threading.Thread(target=many, args=(c,)) for c in range(10)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join(240)
+    for client in range(10):
+        for i in range(3):
+            name = f"many-{client}-{i}"
+            assert jobs.printed(name) == [name]
+            assert jobs.members(f"out/{name}/output/model.tar.gz") == {"own": name.encode()}
+    assert not still_run()

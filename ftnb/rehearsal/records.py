@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,6 +167,10 @@ def asked(request: dict[str, Any]) -> dict[str, Any]:
     for name, filled in (("StoppingCondition", {"MaxRuntimeInSeconds": 86400}),
                          ("OutputDataConfig", {"KmsKeyId": "", "CompressionType": "GZIP"})):
         told[name] = filled | (request.get(name) or {})
+    if request["ResourceConfig"].get("InstancePreferences"):
+        chosen = hosts_of(request["ResourceConfig"])
+        told["ResourceConfig"] = request["ResourceConfig"] | {
+            "SelectedInstanceType": chosen[0].type, "SelectedInstanceCount": len(chosen)}
     return told | {name: bool(request.get(name)) for name in FLAGS}
 
 
@@ -239,7 +244,7 @@ PLAIN = ("request", "arn", "region", "created", "tuning_job_arn", "status", "sec
 
 def to_plain(record: Record) -> dict[str, Any]:
     "A record as JSON has it."
-    with record.lock: return {name: getattr(record, name) for name in PLAIN}
+    with record.lock: return {name: deepcopy(getattr(record, name)) for name in PLAIN}
 
 
 def from_plain(plain: dict[str, Any]) -> Record:
