@@ -15,22 +15,22 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from .account import as_list, s3_location
-from .roles import decide, role_name, role_policies, statements
+from .account import s3_location
+from .roles import decide, listed, role_name, role_policies, statements
 from .service import Call, Context
 
 # %% ../../nbs/rehearsal/permissions.ipynb #c06
 def speaks_to(principal: Any, role: str) -> bool:
     "Whether a resource's policy means this role by its principal."
     if principal == "*": return True
-    names = as_list((principal or {}).get("AWS", [])) if isinstance(principal, Mapping) else []
+    names = listed((principal or {}).get("AWS", [])) if isinstance(principal, Mapping) else []
     return bool({"*", role} & set(names)) or delegates(principal, role)
 
 
 def delegates(principal: Any, role: str) -> bool:
     "Whether a resource's policy speaks of the role's whole account."
     account = role.split(":")[4]
-    names = as_list((principal or {}).get("AWS", [])) if isinstance(principal, Mapping) else []
+    names = listed((principal or {}).get("AWS", [])) if isinstance(principal, Mapping) else []
     return bool({account, f"arn:aws:iam::{account}:root"} & set(names))
 
 
