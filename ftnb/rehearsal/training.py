@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['Records', 'Plain', 'unsupported', 'check_rehearsed', 'TrainingJobs', 'running', 'folder_name', 'begin', 'taken',
-           'stop', 'interrupt', 'update', 'delete', 'detail', 'event', 'put_events', 'restore', 'close']
+           'stop', 'interrupt', 'update', 'delete', 'warm_up', 'detail', 'event', 'put_events', 'restore', 'close']
 
 # %% ../../nbs/rehearsal/training.ipynb #c02
 import json
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from . import checks
 from .channels import JobFailed, mode_of
+from .isolation import isolation
 from .life import Job, below_ml, live
+from .packages import parent
 from .processes import remove_tree
 from ftnb.rehearsal.records import (
     Record,
@@ -63,6 +68,9 @@ class TrainingJobs:
         self.context, self.lock = context, threading.RLock()
         self.jobs: dict[tuple[str, str], Job] = {}   # by region and name
         self.events = Sender(lambda events: put_events(context, events), every=0.1)
+        self.warming = threading.Timer(0.5, warm_up, [context])
+        self.warming.daemon = True
+        self.warming.start()
 
     def handlers(self) -> dict[str, Handler]:
         "What answers which operation."
@@ -226,6 +234,17 @@ def delete(jobs: TrainingJobs, job: Job) -> dict[str, Any]:
     return {}
 
 # %% ../../nbs/rehearsal/training.ipynb #c13
+def warm_up(context: Context) -> None:
+    "Do what is done once."
+    with suppress(BotoCoreError, ClientError):   # the rehearsal ends already
+        context.client("logs").describe_log_groups(limit=1)
+        context.client("cloudwatch").list_metrics(Namespace="none")
+        context.client("events").list_event_buses()
+        context.client("s3").list_buckets()
+    isolation()
+    parent(context.options.python)
+
+# %% ../../nbs/rehearsal/training.ipynb #c15
 def detail(record: Record) -> dict[str, Any]:
     "What an event tells of a job: its description, times in milliseconds."
     def milliseconds(value: Any, name: str = "") -> Any:
@@ -261,6 +280,7 @@ def restore(jobs: TrainingJobs, state: list[dict[str, Any]]) -> None:
 
 def close(jobs: TrainingJobs) -> None:
     "End every job's processes, and wait for the threads."
+    jobs.warming.cancel()
     with jobs.lock: all_jobs = list(jobs.jobs.values())
     for job in all_jobs: job.orders.give("close")
     for job in all_jobs:
