@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -117,6 +117,7 @@ class Setup:
     "The settings, and clients for the AWS that they name."
     site: Settings
     patience: float = PATIENCE
+    clients: dict[tuple[str, str | None], Any] = field(default_factory=dict, repr=False)
 
     @property
     def stated(self) -> Any: return self.site.stated
@@ -134,7 +135,11 @@ class Setup:
         from botocore.config import Config
         quick = Config(connect_timeout=self.patience/2, read_timeout=.9*self.patience,
                        retries={"total_max_attempts": 1})
-        with MAKING: return self.boto.client(service, region_name=region, config=quick)
+        made = self.clients
+        with MAKING:
+            if (service, region) not in made:
+                made[service, region] = self.boto.client(service, region_name=region, config=quick)
+        return made[service, region]
 
     @cached_property
     def me(self) -> dict[str, Any]:
@@ -546,7 +551,7 @@ def key(setup: Setup) -> Finding:
     if about["KeyState"] != "Enabled":
         return Finding("KMS key", "missing", f"its state is {about['KeyState']}",
                        f"`aws kms enable-key --key-id {about['KeyId']}`")
-    if about["KeyUsage"] != "ENCRYPT_DECRYPT":
+    if about.get("KeyUsage", "ENCRYPT_DECRYPT") != "ENCRYPT_DECRYPT":
         return Finding("KMS key", "missing", f"its use is {about['KeyUsage']}",
                        "S3 needs a symmetric key that encrypts")
     kms.generate_data_key_without_plaintext(KeyId=name, KeySpec="AES_256")
