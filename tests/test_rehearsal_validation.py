@@ -470,6 +470,27 @@ def test_several_errors_are_said_at_once(bench):
     assert "Member must satisfy enum value set: [ml." in message
 
 
+def test_the_sentence_is_amazon_s_letter_for_letter(bench):
+    "As users have quoted it: sagemaker-python-sdk #4711, amazon-sagemaker-operator-for-k8s #123."
+    fast = changed(PROCESS, {"ProcessingInputs.0.S3Input.S3InputMode": "FastFile"})
+    assert bench.post("CreateProcessingJob", fast)[1]["message"] == (
+        "1 validation error detected: Value 'FastFile' at 'processingInputs.1.member.s3Input."
+        "s3InputMode' failed to satisfy constraint: Member must satisfy enum value set: "
+        "[Pipe, File]")
+    few = changed(TUNE, {f"{CONFIG}.ParameterRanges": {"CategoricalParameterRanges": [
+        {"Name": "batch", "Values": ["16", "32", "64"]}]},
+        f"{CONFIG}.ResourceLimits.MaxNumberOfTrainingJobs": 10})
+    assert bench.post("CreateHyperParameterTuningJob", few)[1]["message"].startswith(
+        "You don't have enough combinations of hyperparameter ranges. The total number of "
+        "hyperparameter combinations for the provided ranges [3.0] must be equal or greater than "
+        "the value of MaxNumberOfJobs, [10]. Provide additional ranges.")
+    long = changed(TRAIN, {"HyperParameters": {"text": "x" * 2501}})
+    assert bench.post("CreateTrainingJob", long)[1]["message"].endswith(
+        "at 'hyperParameters' failed to satisfy constraint: Map value must satisfy constraint: "
+        "[Member must have length less than or equal to 2500, Member must have length greater "
+        "than or equal to 0, Member must satisfy regular expression pattern: .*]")
+
+
 def test_boto_refuses_some_of_it_itself(bench):
     "What the client checks never reaches the service; the rest must be refused there."
     from botocore.validate import ParamValidator
