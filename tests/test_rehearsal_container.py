@@ -680,22 +680,29 @@ def test_two_torchruns_at_once(mode, make):
         assert process.wait(60) == 0 and said.count("SUM 3.0 2") == 2, said
 
 
-def lay_out_mpi(machine, mode, count=1, script=""):
-    "Without namespaces the driver would append to the system's /etc/environment."
-    how = {"process_count_per_node": 2, "mpi": True, "mpi_additional_options": None}
-    lay_out(machine, script=script, distributed=how, count=count)
-    file = machine.folder/"ml"/"input"/"data"/"sm_drivers"/"distributed_drivers"/"mpi_utils.py"
-    if mode == "rewriting":
-        file.write_text(file.read_text().replace("/etc/environment", "/dev/null"))
+MPI = {"process_count_per_node": 2, "mpi": True, "mpi_additional_options": None}
 
 
 @pytest.mark.parametrize("count,expected", [(2, "on one instance only"), (1, "there is no m")])
 def test_mpi_says_what_it_lacks(mode, make, count, expected):
+    before = Path("/etc/environment").exists() and Path("/etc/environment").read_bytes()
     machine = make(*ENTRY, TRAINING_JOB_NAME="mpi")
-    lay_out_mpi(machine, mode, count)
+    lay_out(machine, distributed=MPI, count=count)
     said, code = run(start(machine))
     if count == 1 and code == 0: pytest.skip("there is an MPI")
     assert code != 0 and "MPI in a rehearsal: " in said and expected in said, said
+    assert before == (Path("/etc/environment").exists() and Path("/etc/environment").read_bytes())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("mpirun"), reason="no mpirun")
+def test_mpi(mode, make):
+    pytest.importorskip("mpi4py")
+    machine = make(*ENTRY, TRAINING_JOB_NAME="mpi")
+    code = "from mpi4py.MPI import COMM_WORLD as c; print('SUM', c.allreduce(c.rank + 1), c.size)"
+    lay_out(machine, distributed=MPI, script=code)
+    said, exit_code = run(start(machine))
+    assert exit_code == 0 and said.count("SUM 3 2") == 2, said
 
 
 # Systems that allow less
