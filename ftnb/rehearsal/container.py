@@ -70,6 +70,7 @@ class Process:
     def poll(self) -> int | None:
         "The exit code, 128 + signal if a signal ended process 1; None while it runs."
         code = self._launched.popen.poll()
+        if code is not None: self._launched.channel.close()
         return 128 - code if code is not None and code < 0 else code
 
     def wait(self, timeout: float | None = None) -> int:

@@ -100,12 +100,13 @@ def launch(
     with theirs:
         popen = subprocess.Popen(COMMAND, stdin=theirs.fileno(), stdout=subprocess.PIPE,
                                  stderr=subprocess.STDOUT, env={}, cwd="/", start_new_session=True)
+    ours.settimeout(60)   # a mount that hangs, say
     try:
         ours.sendall(json.dumps(plan).encode() + b"\n")
         word, _, rest = ours.makefile("rb").readline().decode().strip().partition(" ")
     except OSError as e: word, rest = "failed", str(e)
     if word == "started": return Launched(popen, ours, int(rest))
-    ours.close()
+    ours.close(); popen.kill()
     said = popen.communicate()[0].decode(errors="replace")
     raise OSError(f"the machine didn't start: {rest or said.strip() or 'no answer'}")
 
