@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ftnb.foundation.errors import BadInput
 from ftnb.rehearsal import checks, shapes
 from ftnb.rehearsal.instances import NEW_ACCOUNT, quotas
 from ftnb.rehearsal.server import rehearsal
@@ -663,7 +664,7 @@ def test_quotas_can_be_another_account_s(bench):
     gpu = changed(TRAIN, {"ResourceConfig.InstanceType": "ml.g5.xlarge"})
     before = dict(quotas)
     try:
-        quotas.update(NEW_ACCOUNT)
+        checks.change_quotas(NEW_ACCOUNT)
         for request in (gpu, {**TRAIN, **SPOT},
                         changed(TRAIN, {"StoppingCondition.MaxRuntimeInSeconds": 6*24*3600})):
             status, answer = bench.post("CreateTrainingJob", request)
@@ -673,6 +674,15 @@ def test_quotas_can_be_another_account_s(bench):
         quotas.clear()
         quotas.update(before)
     assert bench.post("CreateTrainingJob", gpu)[0] == 200
+
+
+@pytest.mark.parametrize("changes", [{"x": 1}, {"ml.m5.large for training job usage": -1},
+                                     {"* for training job usage": 2.5},
+                                     {"Number of instances across all training jobs": True}])
+def test_a_quota_must_be_one(changes):
+    before = dict(quotas)
+    with pytest.raises(BadInput): checks.change_quotas(changes)
+    assert quotas == before
 
 
 def test_what_runs_counts(bench):

@@ -6,7 +6,7 @@
 __all__ = ['start_failure']
 
 # %% ../../nbs/rehearsal/checks.ipynb #c03
-from .instances import GRANTED, NEW_ACCOUNT, quotas, wanted
+from .instances import GRANTED, NEW_ACCOUNT, change_quotas, quotas, wanted
 from .permissions import permissions
 from .processing_checks import processing
 from .reach import network
@@ -15,8 +15,8 @@ from .service import Call, Context
 from .training_checks import training
 from .tuning_checks import tuning
 
-__all__ = ["GRANTED", "NEW_ACCOUNT", "permissions", "processing", "quotas", "start_failure",
-           "training", "tuning", "wanted"]
+__all__ = ["GRANTED", "NEW_ACCOUNT", "change_quotas", "permissions", "processing", "quotas",
+           "start_failure", "training", "tuning", "wanted"]
 
 # %% ../../nbs/rehearsal/checks.ipynb #c07
 def start_failure(

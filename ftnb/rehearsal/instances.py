@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RETIRED', 'LOCAL_DISK', 'NVME', 'GRANTED', 'ACCELERATED', 'NEW_ACCOUNT', 'quotas', 'INCREASE', 'refusal', 'family',
-           'local_disk', 'check_instance', 'quota', 'groups', 'wanted', 'check_usage', 'check_amount']
+           'local_disk', 'check_instance', 'quota', 'change_quotas', 'groups', 'wanted', 'check_usage', 'check_amount']
 
 # %% ../../nbs/rehearsal/instances.ipynb #c03
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..foundation.errors import BadInput, nearest
 from .service import ServiceError
 
 # %% ../../nbs/rehearsal/instances.ipynb #c05
@@ -111,6 +112,20 @@ def quota(
     return next((known[n] for n in names if n in known), float("inf"))
 
 # %% ../../nbs/rehearsal/instances.ipynb #c16
+def change_quotas(
+    changes: Mapping[str, int],   # limits by name; "*" and "accelerated" for many types
+) -> dict[str, int]:              # all that are now set
+    "Give the rehearsal's account other quotas from now on."
+    for name, limit in changes.items():
+        if name not in GRANTED and " job usage" not in name:
+            raise BadInput(f"no quota is called {name!r}{nearest(name, GRANTED)}", "quotas",
+                           "write it as the Service Quotas console does")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise BadInput(f"{name!r} can't be {limit!r}", "quotas", "a whole number, 0 or more")
+    quotas.update(changes)
+    return dict(quotas)
+
+# %% ../../nbs/rehearsal/instances.ipynb #c19
 def groups(resources: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     "The instance types of a resource configuration, and how many of each."
     if resources.get("InstanceGroups"):
@@ -136,7 +151,7 @@ def wanted(
         use[across] = use.get(across, 0) + count
     return use
 
-# %% ../../nbs/rehearsal/instances.ipynb #c18
+# %% ../../nbs/rehearsal/instances.ipynb #c21
 INCREASE = ("Please use AWS Service Quotas to request an increase for this quota. If AWS Service "
             "Quotas is not available, contact AWS support to request an increase for this quota.")
 
