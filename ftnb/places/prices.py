@@ -96,8 +96,9 @@ def read_rows(
     "The rows of a price list, each checked."
     with Path(path).open(encoding="utf-8-sig", newline="") as f:
         rows = csv.DictReader(f, strict=True)
-        names = _header(list(rows.fieldnames or []), path)
-        try: found = [(rows.line_num, row) for row in rows]
+        try:
+            names = _header(list(rows.fieldnames or []), path)
+            found = [(rows.line_num, row) for row in rows]
         except (csv.Error, UnicodeDecodeError) as e:
             raise BadInput(f"not readable as CSV: {e}", f"{path} line {rows.line_num}") from None
     made: dict[tuple[str, str], str] = {}
