@@ -29,12 +29,17 @@ AGAIN = "run it again: what is done is kept, and it goes on from there"
 
 def code_of(e: BaseException) -> str:
     "AWS's code for an error, empty when AWS didn't answer."
-    return str(getattr(e, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_told(e).get("Code", ""))
+
+
+def _told(e: BaseException) -> dict[str, Any]:
+    "What AWS says of an error; nothing where nobody answered."
+    return (getattr(e, "response", None) or {}).get("Error", {})
 
 
 def refusal(e: Exception, doing: str) -> FtnbError:
     "The error for an error of boto3, with what to do about it."
-    code, said = code_of(e), str(getattr(e, "response", {}).get("Error", {}).get("Message", ""))
+    code, said = code_of(e), str(_told(e).get("Message", ""))
     if not code: return StudyFailed(f"AWS doesn't answer: {e}", doing, AGAIN)
     if code in LOGIN:
         return BadInput(f"AWS doesn't take the credentials ({code})", doing,
