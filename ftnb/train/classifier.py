@@ -10,7 +10,6 @@ __all__ = ['ranged', 'Recipe', 'recipe_from', 'chosen_precision', 'class_weights
 
 # %% ../../nbs/train/classifier.ipynb #c03
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -388,8 +387,6 @@ def check_labels(y: np.ndarray, labels: Sequence[str]) -> None:
 def fix_everything(recipe: Recipe) -> None:
     "Seeds, threads and deterministic algorithms; also for CUDA."
     import torch
-    if not torch.cuda.is_available():  # DeepSpeed, where installed, needn't look for itself
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     fix_threads(recipe.threads)
     fix_seeds(recipe.seed)
     torch.use_deterministic_algorithms(True)
@@ -442,7 +439,8 @@ def _trained(trainer, tokenizer, recipe: Recipe, limit: int, watch: Watch, here:
         "max_tokens": limit, "steps": state.global_step, "steps_an_epoch": steps,
         "threads": recipe.threads}
     if wanted.distribution != "none": used |= asdict(wanted) | {"processes": here.size}
-    model = whole_model(trainer, here)
+    ended = watch.end and wanted.stage  # a model that nobody wants isn't gathered
+    model = None if ended else whole_model(trainer, here)
     stopped = "asked to" if watch.end else "all epochs done" if done else "early"
     return Trained(
         model and model.eval(), tokenizer, learning_curve(state.log_history), best, stopped, used

@@ -9,6 +9,7 @@ __all__ = ['ONE_PROCESS', 'Distribution', 'check_distribution', 'check_machine',
 # %% ../../nbs/train/distribution.ipynb #c03
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -226,6 +227,7 @@ def company_arguments(
         "seed": rank_seed(seed, here.rank), "save_on_each_node": here.several_machines,
         "ddp_backend": "gloo" if cpu else None}
     if not config: return said
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's own calls
     if cpu: _deepspeed_on_cpus()
     known = {"accelerator_config": {"use_configured_state": True}} if cpu else {}
     return said | known | {"deepspeed": config, "use_cpu": False}
