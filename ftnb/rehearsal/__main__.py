@@ -58,7 +58,9 @@ def up(
     notices: dict[str, Any] = {"spot_notice": spot_notice, "stop_notice": stop_notice}
     if foreground:
         server.forget_aws()
-        server.serve(place, port, keep and keep.absolute(), Options(**notices))
+        server.serve(place, port, keep and keep.absolute(), Options(**notices),
+                     lambda endpoint: typer.echo(f"a rehearsal of AWS answers at {endpoint}\n"
+                                                 + how_to_use(endpoint, folder)))
         return
     found = server.up(place, port, keep, real_keys, **notices)
     show(found, as_json)

@@ -130,7 +130,7 @@ class Control:
             endpoint, given = ADDRESSES.bind_to_environ(request.environ).match()
             answer = getattr(self, endpoint)(request, **given)
         except HTTPException as e: answer = as_json({"error": e.description}, e.code or 500)
-        except ServiceError as e: answer = as_json({"error": e.message}, 404)
+        except ServiceError as e: answer = as_json({"error": e.message}, e.status)
         except FtnbError as e:
             answer = as_json({"error": e.what, "where": e.where, "fix": e.fix}, 400)
         answer.headers["X-Content-Type-Options"] = "nosniff"

@@ -68,19 +68,21 @@ def bind(port: int) -> socket.socket:
 
 # %% ../../nbs/rehearsal/server.ipynb #c12
 def fresh_moto() -> Callable:
-    "moto's application, with nothing in it."
+    "moto's application, with nothing in it but AWS's own policies, for the partition `aws`."
     from moto.core.config import default_user_config
+    from moto.iam.models import iam_backends
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     empty_moto()
-    default_user_config["iam"]["load_aws_managed_policies"] = True
+    asked = default_user_config["iam"]
+    asked["load_aws_managed_policies"] = True
+    iam_backends[ACCOUNT]["aws"].reset()
+    asked["load_aws_managed_policies"] = False
     return DomainDispatcherApplication(create_backend_app)
 
 
 def empty_moto() -> None:
-    "Forget what moto holds in this process, and how it was set."
-    from moto.core.config import default_user_config
+    "Forget what moto holds in this process."
     from moto.moto_api._internal.models import moto_api_backend
-    default_user_config["iam"]["load_aws_managed_policies"] = False
     moto_api_backend.reset()
 
 
@@ -328,14 +330,19 @@ def begun(folder: Path, port: int, keep: Path | None, options: Options) -> Rehea
         return running
 
 
-def serve(folder: Path, port: int, keep: Path | None = None,
-          options: Options | None = None) -> None:
-    "Serve until SIGTERM or Ctrl-C."
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda *_: ended.set())
-    folder = folder.absolute()
+def serve(
+    folder: Path,
+    port: int,
+    keep: Path | None = None,
+    options: Options | None = None,
+    announce: Callable[[str], Any] = lambda endpoint: print(endpoint, flush=True),
+) -> None:
+    "Serve until SIGTERM, Ctrl-C or the end of the terminal."
+    ended, folder = threading.Event(), folder.absolute()
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if hasattr(signal, name): signal.signal(getattr(signal, name), lambda *_: ended.set())
     running = begun(folder, port, keep, options or Options())
-    print(running.endpoint, flush=True)
+    announce(running.endpoint)
     while not ended.wait(3600): pass
     running.close()
     recover(folder)
