@@ -1,5 +1,6 @@
 "What a job finds in its folders, and that nothing leaves them."
 import gzip
+import io
 import json
 import os
 import threading
@@ -14,7 +15,7 @@ from training_jobs import BUCKET, ROLE, channel, training_jobs
 from ftnb.rehearsal.artifacts import inside, pack
 from ftnb.rehearsal.channels import Found, JobFailed, fetch, placed, relative, share
 from ftnb.rehearsal.mirror import Mirror, sync
-from ftnb.rehearsal.watching import BATCH_BYTES, batches, lines, weight
+from ftnb.rehearsal.watching import BATCH_BYTES, LINE, batches, bursts, weight
 
 # Prints the files below /opt/ml/input/data, but for the code's.
 LISTS = """
@@ -68,10 +69,12 @@ def test_batches_hold_all_events_in_order(messages):
     assert all(len(batch) == 1 or sum(map(weight, batch)) <= BATCH_BYTES for batch in found)
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_lines(content):
-    import io
-    assert len(list(lines(io.BytesIO(content)))) >= content.count(b"\n")
+@given(st.lists(st.sampled_from([b"a", b"\n", b"\r", b"\xff", "é".encode(), b"x" * LINE])))
+def test_any_bytes_are_lines(pieces):
+    content = b"".join(pieces)
+    found = [line for burst in bursts(io.BytesIO(content)) for line in burst]
+    assert len(found) >= content.count(b"\n") and max(map(len, found), default=0) <= LINE
+    assert "".join(found).count("a") == content.count(b"a")
 
 
 def test_channels_of_all_kinds(jobs):

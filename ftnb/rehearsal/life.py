@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..foundation.files import make_folder
-from .artifacts import deliver, gathered
+from .artifacts import deliver, gathered, inside
 from .channels import Host, JobFailed, configure, fill, hosts_of, mode_of
 from .client import PLACE, environment
 from .cluster import Cluster, Ended, Orders, end, wait
@@ -171,15 +171,15 @@ def watch(job: Job, cluster: Cluster, notes: dict[str, list[str]], values: Sende
     definitions = job.request["AlgorithmSpecification"].get("MetricDefinitions") or []
     job.streams, watchers = max(int(time.time()), job.streams + 1), []
 
-    def found(value: tuple[str, float, float]) -> None:
-        observed(job.record, *value)
-        values.add(value)
+    def found(some: list[tuple[str, float, float]]) -> None:
+        observed(job.record, some)
+        values.add(*some)
 
     for host, process in cluster.processes.items():
         stream = log_stream(job.client("logs"), f"{job.record.name}/{host}-{job.streams}")
         file = job.folder/f"{host}.log"
         watcher = Watcher(process.output, file, stream, metrics_of(definitions), found)
-        for note in notes[host]: watcher.say(note)
+        watcher.say(notes[host], time.time())
         watchers.append(watcher)
         if str(file) not in job.record.logs: job.record.logs.append(str(file))
     return watchers
@@ -245,7 +245,7 @@ def failure_of(job: Job, ended: Ended) -> str:
     first = sorted(job.hosts, key=lambda host: host.name != ended.host)
     for host in first:
         file = job.ml(host)/"output"/"failure"
-        if file.is_file() and not file.is_symlink() and file.stat().st_size:
+        if inside(file, [job.ml(host)]) and file.stat().st_size:
             with open(file, encoding="utf-8", errors="replace") as f: text = f.read(1024)
             break
     else: text = ""

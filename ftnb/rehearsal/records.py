@@ -90,9 +90,11 @@ def enter(record: Record, status: str, message: str = "") -> None:
             record.ended.set()
 
 
-def observed(record: Record, name: str, when: float, value: float) -> None:
-    "Keep a metric's value."
-    with record.lock: record.metrics_so_far.setdefault(name, []).append((when, value))
+def observed(record: Record, values: list[tuple[str, float, float]]) -> None:
+    "Keep values of metrics: name, time, value."
+    with record.lock:
+        for name, when, value in values:
+            record.metrics_so_far.setdefault(name, []).append((when, value))
 
 # %% ../../nbs/rehearsal/records.ipynb #c10
 def training_seconds(record: Record) -> float:
