@@ -179,7 +179,7 @@ def watch(job: Job, cluster: Cluster, notes: dict[str, list[str]], values: Sende
         stream = log_stream(job.client("logs"), f"{job.record.name}/{host}-{job.streams}")
         file = job.folder/f"{host}.log"
         watcher = Watcher(process.output, file, stream, metrics_of(definitions), found)
-        watcher.say(notes[host], time.time())
+        for note in notes[host]: watcher.say(note)
         watchers.append(watcher)
         if str(file) not in job.record.logs: job.record.logs.append(str(file))
     return watchers
