@@ -7,6 +7,7 @@ __all__ = ['LOOPBACK', 'CONTROL', 'PRETENDED', 'ROLE', 'PACKET', 'log', 'guard',
            'mended', 'cut', 'half_read', 'half_sent', 'at_once', 'Front']
 
 # %% ../../nbs/rehearsal/front.ipynb #c03
+import io
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from werkzeug.wrappers import Request, Response
 
 from .answers import error_answer, fault_error, json_answer
 from .faults import Rule
+from .finding import KINDS, search
 from .operations import Operation, operation_of
 from .roles import simulate
 from .service import INTERNAL, Call, Context, Handler, ServiceError
@@ -207,11 +209,19 @@ class Front:
 
     def carried_out(self, operation: Operation, request: Request) -> Response:
         "The answer of whoever is responsible."
-        if operation.service == "sagemaker" and operation.name in self.handlers:
+        if operation.service == "sagemaker" and self.is_ours(operation, request):
             return json_answer(self.handled(operation, request))
         if refused := not_rehearsed(operation): raise refused
         if operation.name == "SimulatePrincipalPolicy": return self.simulated(request)
         return mended(operation, self.by_moto(operation, request))
+
+    def is_ours(self, operation: Operation, request: Request) -> bool:
+        "Whether a handler answers; Search only about jobs that are run here."
+        if operation.name != "Search": return operation.name in self.handlers
+        body = request.get_data(cache=True)
+        request.environ["wsgi.input"] = io.BytesIO(body)
+        kind = re.search(rb'"Resource"\s*:\s*"(\w+)"', body)
+        return kind is not None and kind[1].decode() in KINDS
 
     def simulated(self, request: Request) -> Response:
         "What a role may do."
@@ -231,6 +241,7 @@ class Front:
             raise ServiceError("SerializationException", "The body is no JSON object.")
         self.check("sagemaker", operation.name, body)
         call = Call("sagemaker", operation.name, body, operation.region)
+        if operation.name == "Search": return search(self.handlers, call)
         return self.handlers[operation.name](call)
 
     def by_moto(self, operation: Operation, request: Request, tries: int = 5) -> Response:

@@ -109,18 +109,12 @@ POLICIES = ("AmazonSageMakerFullAccess", "AmazonS3FullAccess")
 
 def kinds(context: Context) -> dict[str, Any]:
     "The kinds of jobs that a rehearsal runs."
-    from importlib import import_module
-    from importlib.util import find_spec
-    found: dict[str, Any] = {}
-    for module, name in (("training", "TrainingJobs"), ("processing", "ProcessingJobs"),
-                         ("tuning", "TuningJobs")):
-        try:
-            if not find_spec(f"ftnb.rehearsal.{module}"): continue
-            kind = getattr(import_module(f"ftnb.rehearsal.{module}"), name)
-            needs = [found["training"]] if module == "tuning" else []
-            found[module] = kind(context, *needs)
-        except Exception: logging.getLogger("ftnb.rehearsal").exception("no %s yet", module)
-    return found
+    from ftnb.rehearsal.processing import ProcessingJobs
+    from ftnb.rehearsal.training import TrainingJobs
+    from ftnb.rehearsal.tuning import TuningJobs
+    training = TrainingJobs(context)
+    return {"training": training, "processing": ProcessingJobs(context),
+            "tuning": TuningJobs(context, training)}
 
 
 def furnish(context: Context) -> None:
