@@ -442,6 +442,18 @@ def test_edited_state_does_no_harm(tmp_path):
         assert aws.context.client("iam").get_role(RoleName=ROLE)
 
 
+def test_search_finds_jobs_that_run_here(aws):
+    sagemaker = connect(aws.endpoint, "sagemaker")
+    sagemaker.create_training_job(**sleeping_job("searched"),
+                                  Tags=[{"Key": "team", "Value": "a"}])
+    found = sagemaker.search(Resource="TrainingJob", SearchExpression={"Filters": [
+        {"Name": "Tags.team", "Operator": "Equals", "Value": "a"},
+        {"Name": "ResourceConfig.InstanceType", "Operator": "Contains", "Value": "m5"}]})
+    assert [r["TrainingJob"]["TrainingJobName"] for r in found["Results"]] == ["searched"]
+    sagemaker.stop_training_job(TrainingJobName="searched")
+    assert sagemaker.search(Resource="Experiment")["Results"] == []          # moto's
+
+
 def test_reading_takes_little_time(aws):
     "A Describe call is short work; half of ten are quicker than 0.1 s even on a busy machine."
     sagemaker, seconds = connect(aws.endpoint, "sagemaker"), []
