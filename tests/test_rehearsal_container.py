@@ -763,3 +763,13 @@ def test_the_variable(monkeypatch):
     assert isolation() == "rewriting"
     monkeypatch.setenv(VARIABLE, "docker")
     with pytest.raises(BadInput, match="docker"): isolation()
+
+
+def test_links_that_an_earlier_run_left_are_not_written_through(mode, make, tmp_path):
+    machine = make("true")
+    victim = tmp_path/"victim"; victim.write_text("unharmed")
+    (machine.folder/"etc").mkdir()
+    (machine.folder/"etc"/"hosts").symlink_to(victim)
+    (machine.folder/"home").symlink_to(tmp_path)
+    assert run(start(machine)) == ("", 0)
+    assert victim.read_text() == "unharmed" and not (machine.folder/"home").is_symlink()

@@ -28,9 +28,12 @@ def furnish(
     hosts: tuple[str, ...],  # all of the job's: algo-1, algo-2
 ) -> None:
     "Make what a machine's folder needs, where it isn't there yet."
-    for name in ("ml", "home", "tmp", "etc"): (folder/name).mkdir(parents=True, exist_ok=True)
+    for name in ("ml", "home", "tmp", "etc"):
+        if (folder/name).is_symlink(): (folder/name).unlink()   # an earlier run's trick
+        (folder/name).mkdir(parents=True, exist_ok=True)
     (folder/"tmp").chmod(0o1777)
     for name in ("hosts", "environment"):
+        (folder/"etc"/name).unlink(missing_ok=True)
         if (old := Path("/etc", name)).is_file(): (folder/"etc"/name).write_bytes(old.read_bytes())
     with (folder/"etc"/"hosts").open("a") as f:
         f.writelines(f"\n127.0.0.1 {host}" for host in hosts); f.write("\n")
@@ -61,7 +64,7 @@ def tmp_is_own(
     shared: Path = Path("/tmp"),
 ) -> bool:
     "Whether a machine can have a /tmp to itself."
-    needed = [parent.program, *parent.prefixes, *parent.folders]
+    needed = [parent.program, *parent.prefixes, *parent.folders, COMMAND[-1]]
     return not any(Path(path).is_relative_to(shared) for path in needed)
 
 # %% ../../nbs/rehearsal/isolation.ipynb #c15
