@@ -211,10 +211,14 @@ class Watcher:
         "Read to the end."
         for burst in bursts(self.output):
             when = time.time()
-            self.say(burst, when)
+            self.take(burst, when)
             for metric in self.metrics: self.look(metric, burst, when)
 
-    def say(self, some: list[str], when: float) -> None:
+    def say(self, line: str) -> None:
+        "A line of the rehearsal's own."
+        self.take([line], time.time())
+
+    def take(self, some: list[str], when: float) -> None:
         "Lines of the log."
         self._log.write("".join(line + "\n" for line in some))
         self._log.flush()
@@ -227,13 +231,12 @@ class Watcher:
         if values: self.found(values)
         if not metric.hopeless or metric.name in self._told: return
         self._told.add(metric.name)
-        self.say([f"[rehearsal] the expression of the metric {metric.name} takes too long on a "
-                  "line; it isn't asked any more"], when)
+        self.say(f"[rehearsal] the expression of the metric {metric.name} takes too long on a "
+                 "line; it isn't asked any more")
 
     def close(self, patience: float = 5) -> None:
         "Wait for the output's end, and until everything of it is sent."
         self._thread.join(patience)
         self.stream.close()
-        problem = self.stream.problem
-        if problem: self.say([f"[rehearsal] CloudWatch Logs: {problem}"], time.time())
+        if self.stream.problem: self.say(f"[rehearsal] CloudWatch Logs: {self.stream.problem}")
         self._log.close()
