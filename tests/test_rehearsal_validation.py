@@ -237,7 +237,8 @@ BAD = [
            "AlgorithmSpecification.AlgorithmName": "mine"}, "algorithmName", "ResourceNotFound"),
     train({"AlgorithmSpecification.TrainingImage": "pytorch:2"}, "trainingImage"),
     train({"AlgorithmSpecification.TrainingImage": IMAGE.replace("us-east-1", "us-west-2")},
-          "trainingImage"),
+          "Invalid DNS suffix 'amazonaws.com' for region 'us-west-2' in training image. Please "
+          "provide the valid <region>.<dns-suffix>: 'us-east-1.amazonaws.com'"),
     train({"AlgorithmSpecification.MetricDefinitions.0.Regex": "loss=("}, "regex"),
     train({"AlgorithmSpecification.TrainingImageConfig": {"TrainingRepositoryAccessMode": "Vpc"}},
           "trainingRepositoryAccessMode"),
