@@ -273,8 +273,9 @@ def main() -> NoReturn:
     except OSError as e:
         os.write(0, f"failed {e}\n".encode())
         os._exit(125)
-    os.write(0, f"started {first}\n".encode())
-    try: os._exit(watch(0, first, plan["spaces"], server))
+    try:
+        os.write(0, f"started {first}\n".encode())   # fails if the server is gone
+        os._exit(watch(0, first, plan["spaces"], server))
     finally: end(first, plan["spaces"])   # whatever goes wrong, nothing is left
 
 # %% ../../nbs/rehearsal/launcher.ipynb #c27
