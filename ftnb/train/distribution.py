@@ -201,7 +201,7 @@ def in_company(ordered: type, company: Company, meter: Meter) -> type:
 
         def _save_optimizer_and_scheduler(self, output_dir):
             super()._save_optimizer_and_scheduler(output_dir)
-            if self.is_deepspeed_enabled and here.first_here: _name_latest(Path(output_dir))
+            if here.first_here and not here.first: _complete(self, Path(output_dir))
 
         def training_step(self, model, inputs, num_items_in_batch=None):
             meter.count(inputs)
@@ -211,9 +211,12 @@ def in_company(ordered: type, company: Company, meter: Meter) -> type:
     return Shared
 
 
-def _name_latest(checkpoint: Path) -> None:
-    "Say on every machine which of DeepSpeed's folders counts; DeepSpeed does on the first only."
+def _complete(trainer: Any, checkpoint: Path) -> None:
+    "Write what only the first machine gets of a checkpoint, but every machine needs to go on."
+    from safetensors.torch import save_model
     for folder in checkpoint.glob("global_step*"): write_text(checkpoint/"latest", folder.name)
+    if not trainer.is_deepspeed_enabled:
+        save_model(trainer.model, str(checkpoint/"model.safetensors"), metadata={"format": "pt"})
 
 # %% ../../nbs/train/distribution.ipynb #c28
 def company_arguments(
