@@ -169,7 +169,9 @@ def test_the_command_line_of_aws(aws, tmp_path):
     command("s3", "cp", "data.csv", f"s3://{BUCKET}/cli/data.csv")
     made = json.loads(command("sagemaker", "create-training-job", "--cli-input-json",
                               "file://job.json"))
-    connect(aws.endpoint, "sagemaker").stop_training_job(TrainingJobName="by-cli")
+    sagemaker, named = connect(aws.endpoint, "sagemaker"), {"TrainingJobName": "by-cli"}
+    sagemaker.stop_training_job(**named)
+    until(lambda: sagemaker.describe_training_job(**named)["TrainingJobStatus"] == "Stopped")
     command("sagemaker", "wait", "training-job-completed-or-stopped", "--training-job-name",
             "by-cli")
     assert made["TrainingJobArn"].endswith("training-job/by-cli")
@@ -333,7 +335,7 @@ def test_killed_and_begun_again_and_ended(folder):
     connect(second.endpoint, "sagemaker").create_training_job(**sleeping_job("night"))
     until(lambda: [p for p in psutil.process_iter() if sleeps(p)])
     page = raw(second.endpoint, Accept="text/html")[1]
-    assert "night" in page and "InProgress" in page
+    assert "night" in page and "state lives" in page
     down(folder)
     assert not [p for p in psutil.process_iter() if sleeps(p)] and not folder.exists()
 
