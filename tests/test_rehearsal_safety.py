@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
-from training_jobs import BUCKET, IMAGE, channel, training_jobs
+from training_jobs import BUCKET, IMAGE, ROLE, channel, training_jobs
 
 from ftnb.rehearsal.isolation import VARIABLE, try_namespaces
 
@@ -291,3 +291,58 @@ def test_an_archive_of_source_code(jobs, place):
         assert record.ended.wait(60)
         if kind in ("climbs", "dots", "hard", "link"):
             assert record.status == "Failed" and "isn't safe" in record.failure_reason
+
+
+# Processing jobs
+
+def process(jobs, name, script, local="/opt/ml/processing/in", output="/opt/ml/processing/out",
+            **source):
+    "A processing job that runs a script; its record, at its end."
+    code = jobs.put(f"processing/{name}/main.py", script)
+    given = lambda title, uri, path: {"InputName": title, "S3Input": {
+        "S3Uri": uri, "LocalPath": path, "S3DataType": "S3Prefix", "S3InputMode": "File"}}
+    jobs.sm.create_processing_job(
+        ProcessingJobName=name, RoleArn=ROLE,
+        AppSpecification={"ImageUri": IMAGE, "ContainerEntrypoint": [
+            "python3", "/opt/ml/processing/input/code/main.py"]},
+        ProcessingInputs=[given("code", code, "/opt/ml/processing/input/code"),
+                          given("data", jobs.put(f"processing/{name}/in/escaped", "evil"), local)],
+        ProcessingOutputConfig={"Outputs": [{"OutputName": mode.lower(), "S3Output": {
+            "S3Uri": f"s3://{BUCKET}/processed/{name}/{mode}", "LocalPath": f"{output}/{mode}",
+            "S3UploadMode": mode}} for mode in ("EndOfJob", "Continuous")]},
+        ProcessingResources={"ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large",
+                                               "VolumeSizeInGB": 1}})
+    record = jobs.rehearsal.parts["processing"].job(name).record
+    assert record.over.wait(60)
+    return record
+
+
+@pytest.mark.parametrize("number,path", enumerate([
+    "/opt/ml/processing/../../../../../escaped", "/etc/escaped", "/opt/ml/processing/..", "escaped",
+    "/opt/ml/../escaped", "/opt/ml/processing/a/../../../../../../escaped", "/"]))
+def test_where_a_processing_jobs_data_lie(jobs, place, number, path):
+    for name, where in (("in", {"local": path}), ("out", {"output": path})):
+        try: record = process(jobs, f"{name}-{number}", "print('ran')", **where)
+        except ClientError as e: assert "LocalPath" in str(e) or "localPath" in str(e), e
+        else: assert record.status in ("Failed", "Completed")
+
+
+def test_what_a_processing_job_leaves(jobs, place):
+    script = f"""
+import os, shutil, time
+out = '/opt/ml/processing/out/'
+open(out + 'EndOfJob/own', 'w').write('mine'); open(out + 'Continuous/own', 'w').write('mine')
+time.sleep(.7)
+os.symlink({str(place)!r} + '/failure', out + 'EndOfJob/one')
+os.symlink('own', out + 'EndOfJob/two')
+open(out + 'EndOfJob/three', 'w').write('mine')
+shutil.rmtree(out + 'Continuous'); os.symlink({str(place)!r}, out + 'Continuous')
+shutil.rmtree('/opt/ml/output'); os.symlink({str(place)!r}, '/opt/ml/output')
+time.sleep(.7)
+"""
+    (place/"message").write_text(SECRET)
+    try: record = process(jobs, "leaves", script)
+    finally: (place/"message").unlink()
+    told = stored(jobs, "processed/leaves/")
+    assert record.status == "Completed" and SECRET not in (record.message or "")
+    assert SECRET.encode() not in told and b"unharmed" not in told and b"mine" in told

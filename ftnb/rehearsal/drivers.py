@@ -13,7 +13,7 @@ from .relocation import relocate_files, replace_text
 
 # %% ../../nbs/rehearsal/drivers.ipynb #c06
 DRIVERS = "input/data/sm_drivers"
-TEXTS = ("input/config", "input/data/code", DRIVERS, "code", "processing/config",
+TEXTS = ("input/config", "input/data/code", DRIVERS, "code", "config",
          "processing/input/code", "processing/input/entrypoint", "processing/input/aux")
 PORT = re.compile(r"^SM_MASTER_PORT = 7777$", re.M)
 ADDRESS = re.compile(r'^SM_MASTER_ADDR = "algo-1"$', re.M)
