@@ -44,10 +44,14 @@ def memory_of(job: Job, machine: Instance) -> Memory | None:
     if base is None or not (Path(base)/"config.json").is_file(): return None
     try: shape = model_shape(Path(base))
     except BadInput: return None
-    exact = "float32" if told.get("precision") == "float32" else "autocast"
-    return memory(shape, machine, int(told.get("batch_size", 32)),
-                  int(told.get("max_tokens", 128)), exact,   # type: ignore[arg-type]
-                  job.processes if job.processes > 1 else None, job.instances)
+    way = str(told.get("distribution", "none"))
+    zero = int(way[4:]) if way.startswith("zero") else 0
+    least = "mixed" if zero else "autocast"       # DeepSpeed keeps bfloat16 weights beside float32
+    exact = "float32" if told.get("precision") == "float32" else least
+    rows = -(-int(told.get("batch_size", 32)) // (job.processes * job.instances))
+    return memory(shape, machine, rows, int(told.get("max_tokens", 128)),
+                  exact, job.processes if job.processes > 1 else None,   # type: ignore[arg-type]
+                  job.instances, zero, told.get("offload", "none"))
 
 # %% ../../nbs/places/expected.ipynb #c11
 def budget_of(site: Settings) -> float | None:
