@@ -30,6 +30,7 @@ PLACES = {"local": "this machine", "aws": "Amazon SageMaker",
 
 def place_rows(where: dict[str, Any]) -> list[tuple[str, str]]:
     "Label and text of what is known of where a stage ran."
+    if where["place"] == "local": return _processes(where)
     rehearsed = where["place"] == "rehearsal"
     machine = f"{where.get('instances', 1)} × {where.get('instance_type', '')}"
     digest = where.get("image_digest") or ("none: a rehearsal runs no image" if rehearsed else "")
@@ -43,7 +44,8 @@ def place_rows(where: dict[str, Any]) -> list[tuple[str, str]]:
             ("training took", duration(where.get("training_seconds"))),
             ("billable" if not rehearsed else "billable, had it been AWS",
              duration(where.get("billable_seconds"))),
-            ("code", where.get("code")), *_money(where), *_fetched(where)]
+            ("code", where.get("code")), *_money(where), *_fetched(where),
+            *_processes(where)]
     return [(label, str(text)) for label, text in rows if text]
 
 
@@ -51,6 +53,14 @@ def _money(where: dict[str, Any]) -> list[tuple[str, str]]:
     "Forecast and cost, where a place knows them."
     played = " (had it been AWS)" if where["place"] == "rehearsal" else ""
     return [(label + played, str(text)) for label, text in where.get("cost", {}).items()]
+
+
+def _processes(where: dict[str, Any]) -> list[tuple[str, str]]:
+    "How long each of several processes took, and how much of it it waited."
+    waited = lambda r: "" if r["waiting_seconds"] is None else f", waiting {r['waiting_seconds']} s"
+    return [(f"process {r['rank']} on {r['machine']}",
+             f"{r['tokens_per_second']} tokens/s; {r['seconds']} s in steps{waited(r)}")
+            for r in where.get("ranks", [])]
 
 
 def _fetched(where: dict[str, Any]) -> list[tuple[str, str]]:
@@ -74,8 +84,8 @@ def render_ran(folder: Path) -> Path:
     timings, front = read_json(folder/"timings.json"), read_json(folder/"front.json")
     order = [s["stage"] for s in front["stages"] if s["stage"] in timings]
     timings = {stage: timings[stage] for stage in order}
-    elsewhere = {stage: place_rows(t["where"]) for stage, t in timings.items()
-                 if t.get("where", {}).get("place", "local") != "local"}
+    elsewhere = {stage: rows for stage, t in timings.items()
+                 if (rows := place_rows(t.get("where", {"place": "local"})))}
     style = package_file("template/style.css").read_text(encoding="utf-8")
     from markupsafe import Markup
     html = environment().get_template("run.html.j2").render(
