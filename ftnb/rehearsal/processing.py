@@ -172,7 +172,7 @@ def mirrors(job: Job) -> list[Mirror]:
     "What S3 holds of the outputs while the job runs."
     key = (job.request.get("ProcessingOutputConfig") or {}).get("KmsKeyId")
     return [Mirror(job.client("s3"), job.local(host, one["S3Output"]["LocalPath"]),
-                   one["S3Output"]["S3Uri"], job.folder/"mirrored", key)
+                   one["S3Output"]["S3Uri"], job.folder/"machines"/"mirrored", key)
             for host in job.record.hosts for one in outputs(job.request, "Continuous")]
 
 
