@@ -102,31 +102,32 @@ def _see_parent(overlay: Overlay, relocated: Path | None) -> None:
     (overlay.site/"_parent.pth").write_text("\n".join(lines) + "\n")
 
 # %% ../../nbs/rehearsal/packages.ipynb #c11
-FIRST_LINE = re.compile(r"\A(#!.*python[\d.]*[ \t]*\n|#!/bin/sh\n'''exec' .*\n' '''\n)")
-
-
 def _add_programs(overlay: Overlay, python: str, seen: Path) -> None:
     "python, pip and the parent's console scripts."
-    program = Path(overlay.parent.program)
-    for name in {"python", "python3", program.name}: (overlay.binaries/name).symlink_to(program)
-    run = f"#!/bin/sh\n'''exec' {shlex.quote(str(seen))} \"$0\" \"$@\"\n' '''\n"
-    pip = "import sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n"
-    for name, text in (console_scripts(python) | {"pip": pip, "pip3": pip}).items():
-        file = overlay.binaries/name
-        file.write_text(run + text)
-        file.chmod(0o755)
+    program, binaries = Path(overlay.parent.program), overlay.binaries
+    for name in {"python", "python3", program.name}: (binaries/name).symlink_to(program)
+    run, theirs = shlex.quote(str(seen)), shlex.quote(str(Path(python).parent))
+    _shell_script(binaries/".run", f'exec {run} {theirs}/"${{0##*/}}" "$@"')
+    for name in console_scripts(python) - {"pip", "pip3"}: (binaries/name).symlink_to(".run")
+    for name in ("pip", "pip3"): _shell_script(binaries/name, f'exec {run} -m pip "$@"')
+
+
+def _shell_script(file: Path, line: str) -> None:
+    file.write_text(f"#!/bin/sh\n{line}\n")
+    file.chmod(0o755)
+
+
+FIRST_LINE = re.compile(rb"#!.*python[\d.]*[ \t]*\n|#!/bin/sh\n'''exec' .*python")
 
 
 @cache
 def console_scripts(
     python: str,  # the parent
-) -> dict[str, str]:  # name → program text without its first line
-    "The programs beside a Python that are Python themselves."
-    found = {}
-    for file in sorted(Path(python).parent.iterdir()):
-        if not file.is_file() or file.stat().st_size > 100_000: continue
-        try: text = file.read_text()
-        except (UnicodeDecodeError, OSError): continue
-        rest = FIRST_LINE.sub("", text)
-        if rest != text and os.access(file, os.X_OK): found[file.name] = rest
+) -> set[str]:  # their names
+    "The programs beside a Python that are written in Python."
+    found = set()
+    for file in Path(python).parent.iterdir():
+        if not os.access(file, os.X_OK) or not file.is_file(): continue
+        with file.open("rb") as f:
+            if FIRST_LINE.match(f.read(1000)): found.add(file.name)
     return found
