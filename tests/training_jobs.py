@@ -1,6 +1,5 @@
 "A rehearsal for tests of training jobs, with what they all need."
 import io
-import json
 import tarfile
 import time
 from collections.abc import Iterator
@@ -115,6 +114,3 @@ def channel(name: str, uri: str, mode: str = "File", **source: Any) -> dict[str,
 
 def statuses(description: dict[str, Any]) -> list[str]:
     return [t["Status"] for t in description["SecondaryStatusTransitions"]]
-
-
-def as_json(value: Any) -> Any: return json.loads(json.dumps(value, default=str))

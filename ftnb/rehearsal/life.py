@@ -349,8 +349,9 @@ def live(job: Job) -> None:
             if "close" in job.orders.given: return None
             if not retries: return conclude(job, "Failed", INTERNAL)
             retries -= 1
-            job.record.attempts[-1][1] = time.time()
+            if job.record.attempts: job.record.attempts[-1][1] = time.time()
             job.go("Restarting")
+            job.go("Starting", "Launching requested ML instances")
 
 
 def lived(job: Job, interruptions: Iterator[float]) -> None:
