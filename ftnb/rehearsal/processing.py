@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'GROUP', 'Records', 'Plain', 'inputs', 'outputs', 'as_channel', 'check_rehearsed', 'Job', 'job_config', 'equip',
            'command_of', 'all_variables', 'machines', 'watch', 'mirrors', 'run', 'message_of', 'deliver', 'lived',
-           'live', 'ProcessingJobs', 'running', 'folder_name', 'begin', 'stop', 'delete']
+           'live', 'ProcessingJobs', 'running', 'folder_name', 'event', 'begin', 'stop', 'delete']
 
 # %% ../../nbs/rehearsal/processing.ipynb #c03
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from .channels import Host, JobFailed, fill, resource_config
 from .client import PLACE, environment
 from .cluster import Cluster, Ended, Orders, end, wait
 from .container import Machine
+from .events import Told, state_change, teller
 from .life import HANGS, INTERNAL, NO_CAPACITY, Halt, below_ml, free_port
 from .mirror import Mirror, sync
 from .processes import remove_tree
@@ -85,6 +86,7 @@ class Job:
     folder: Path                    # of this job
     orders: Orders = field(default_factory=Orders)
     thread: threading.Thread | None = None
+    entered: Callable[[Record], object] = lambda record: None   # told of each new status
 
     @property
     def request(self) -> dict[str, Any]: return self.record.request
@@ -96,6 +98,11 @@ class Job:
     def local(self, host: Host, path: str) -> Path:
         "Where a path of the container lies for one host."
         return self.machine(host)/"ml"/(below_ml(path) or "")
+
+    def go(self, status: str, reason: str = "") -> None:
+        "Go over to a status."
+        enter(self.record, status, reason)
+        self.entered(self.record)
 
     def going_on(self) -> None:
         "Raise Halt when the job has been told to end."
@@ -189,7 +196,7 @@ def run(job: Job, hangs: bool) -> Ended:
         stack.callback(cluster.kill)
         ended = wait(cluster, {"runtime": time.monotonic() + longest})
         if ended.why in ("stop", "runtime"):
-            enter(job.record, "Stopping")
+            if job.record.status != "Stopping": job.go("Stopping")
             end(cluster, job.context.options.stop_notice)
         else: cluster.kill()
         for mirror in found:
@@ -255,7 +262,7 @@ def live(job: Job) -> None:
         ending = None if "close" in job.orders.given else ("Failed", INTERNAL)
     if ending:
         remove_tree(job.folder/"machines")
-        enter(job.record, *ending)
+        job.go(*ending)
 
 # %% ../../nbs/rehearsal/processing.ipynb #c22
 Records = list[Record]
@@ -268,6 +275,7 @@ class ProcessingJobs:
     def __init__(self, context: Context):
         self.context, self.lock = context, threading.RLock()
         self.jobs: dict[tuple[str, str], Job] = {}   # by region and name
+        self.events = teller(context)
 
     def handlers(self) -> dict[str, Handler]:
         "What answers which operation."
@@ -332,6 +340,7 @@ class ProcessingJobs:
         for job in jobs: job.orders.give("close")
         for job in jobs:
             if job.thread: job.thread.join(20)
+        self.events.close()
 
 # %% ../../nbs/rehearsal/processing.ipynb #c23
 def running(records: list[Record]) -> Counter[str]:
@@ -349,13 +358,18 @@ def folder_name(region: str, name: str) -> str:
     return f"jobs/processing/{name}" if region == REGION else f"jobs/processing-{region}/{name}"
 
 
+def event(record: Record) -> Told:
+    "What EventBridge hears of a processing job."
+    return record.region, state_change("Processing Job", record.arn, described(record))
+
+
 def begin(jobs: ProcessingJobs, call: Call) -> dict[str, Any]:
     "Start a job whose request is right."
     name = call.request["ProcessingJobName"]
     arn = jobs.context.arn("processing-job", name, call.region)
     folder = jobs.context.folder/folder_name(call.region, name)
-    job = Job(jobs.context, Record(call.request, arn, call.region, time.time()), folder)
-    enter(job.record, "InProgress")
+    job = Job(jobs.context, Record(call.request, arn, call.region, time.time()), folder,
+              entered=lambda record: jobs.events.add(event(record)))
     with jobs.lock:
         if (call.region, name) in jobs.jobs:
             raise ServiceError("ResourceInUse", "Job name must be unique within an AWS account and "
@@ -363,6 +377,7 @@ def begin(jobs: ProcessingJobs, call: Call) -> dict[str, Any]:
         remove_tree(folder)
         tags_of(jobs.context).begin(arn, call.request.get("Tags"))
         jobs.jobs[call.region, name] = job
+        job.go("InProgress")
         job.thread = threading.Thread(target=live, args=(job,), name=name, daemon=True)
         job.thread.start()
     return {"ProcessingJobArn": arn}
@@ -374,7 +389,7 @@ def stop(job: Job) -> dict[str, Any]:
         if job.record.over.is_set():
             raise ServiceError("ValidationException", "The request was rejected because the "
                                f"processing job is in status {job.record.status}")
-        enter(job.record, "Stopping")
+        job.go("Stopping")
     job.orders.give("stop")
     return {}
 

@@ -64,6 +64,8 @@ def check_warm_start(call: Call, context: Context) -> None:
     "Refuse to start from tuning jobs that can't be started from."
     request, warm = call.request, call.request.get("WarmStartConfig")
     if not warm: return
+    if request.get("TrainingJobDefinitions"):
+        raise refusal("A warm start requires a single TrainingJobDefinition", "warmStartConfig")
     start = "warmStartConfig.parentHyperParameterTuningJobs"
     names = [p["HyperParameterTuningJobName"] for p in warm["ParentHyperParameterTuningJobs"]]
     check_unique(names, "Parents", start)
@@ -73,6 +75,8 @@ def check_warm_start(call: Call, context: Context) -> None:
         if parent["HyperParameterTuningJobStatus"] not in ENDED:
             raise refusal(f"The parent {name} is {parent['HyperParameterTuningJobStatus']}; it "
                           f"must be one of {', '.join(ENDED)}", here)
+        if "TrainingJobDefinition" not in parent:
+            raise refusal(f"The parent {name} has several training job definitions", here)
         if objective_of(parent) != objective_of(request):
             raise refusal(f"The objective must be that of the parent {name}", here)
         if warm["WarmStartType"] == "IdenticalDataAndAlgorithm":
