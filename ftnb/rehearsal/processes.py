@@ -48,8 +48,8 @@ def belongs(process: psutil.Process, folder: str) -> bool:
 
 def belonging(folder: Path | str) -> list[psutil.Process]:
     "The processes of the jobs whose machines are in a folder."
-    absolute = os.path.abspath(folder)
-    return [p for p in psutil.process_iter() if p.pid != os.getpid() and belongs(p, absolute)]
+    real = os.path.realpath(folder)
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and belongs(p, real)]
 
 
 def end(processes: Iterable[psutil.Process], seconds: float = 5.0) -> list[int]:

@@ -345,10 +345,12 @@ def serve(
 STARTING = 30.0   # seconds that a start may take on a busy machine; 2 are usual
 
 
-def command(folder: Path, port: int, keep: Path | None, options: Options) -> list[str]:
+def command(folder: Path, port: int, keep: Path | None, options: Options,
+            real_keys: bool = False) -> list[str]:
     "The command that serves."
     words = [sys.executable, "-P", "-m", "ftnb.rehearsal.server", "--folder", str(folder),
-             "--port", str(port), *(["--keep", str(keep)] if keep else [])]
+             "--port", str(port), *(["--keep", str(keep)] if keep else []),
+             *(["--real-keys"] if real_keys else [])]
     given = ((f.name, getattr(options, f.name)) for f in fields(Options))
     return words + [f"--{name.replace('_', '-')}={value}" for name, value in given]
 
@@ -403,7 +405,8 @@ def up(
         current.already = True
         return current
     kept = Path(keep).absolute() if keep else None
-    process = start_process(folder, command(folder, port, kept, Options(**options)))
+    words = command(folder, port, kept, Options(**options), real_keys)
+    process = start_process(folder, words)
     if answers(process, folder): return status(folder)
     said = last_words(folder/"server.log")
     recover(folder)
