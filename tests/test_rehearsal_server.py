@@ -150,6 +150,7 @@ def test_real_keys_are_refused(folder, monkeypatch):
                               text=True)
         assert told.returncode == 2 and "MY_ACCESS_KEY" in told.stderr and REAL not in told.stderr
     assert not folder.exists()
+    assert up(folder, 0, real_keys=True).running      # told that they're meant
     monkeypatch.setenv("MY_ACCESS_KEY", "AKIAIOSFODNN7EXAMPLE")
     server.refuse_real_keys(os.environ)
 
