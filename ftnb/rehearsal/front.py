@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOPBACK', 'CONTROL', 'PRETENDED', 'ROLE', 'PACKET', 'log', 'guard', 'not_rehearsed', 'not_in_moto', 'without_empty',
-           'mended', 'cut', 'half_read', 'half_sent', 'at_once', 'Front']
+           'mended', 'with_names', 'cut', 'half_read', 'half_sent', 'at_once', 'Front']
 
 # %% ../../nbs/rehearsal/front.ipynb #c03
 import io
@@ -104,6 +104,20 @@ def mended(operation: Operation, answer: Response) -> Response:
         answer.data = re.sub(rb":user/moto(?=<)", f":assumed-role/{ROLE}/rehearsal".encode(),
                              answer.data)
     return answer
+
+
+def with_names(asked: dict[str, Any], logs) -> dict[str, Any]:   # a client of CloudWatch Logs
+    "FilterLogEvents as moto takes it: the names of the streams instead of their prefix."
+    body = {**asked, "interleaved": True}
+    prefix = body.pop("logStreamNamePrefix", "")
+    if not prefix: return body
+    if body.get("logStreamNames"):
+        raise ServiceError("InvalidParameterException",
+                           "logStreamNames and logStreamNamePrefix may not be specified together")
+    pages = logs.get_paginator("describe_log_streams").paginate(
+        logGroupName=body.get("logGroupName", ""), logStreamNamePrefix=prefix)
+    names = [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
+    return {**body, "logStreamNames": [prefix, *names]}   # never empty: that would mean all
 
 # %% ../../nbs/rehearsal/front.ipynb #c15
 PACKET = 1400   # bytes that travel together over an Ethernet
@@ -213,6 +227,7 @@ class Front:
             return json_answer(self.handled(operation, request))
         if refused := not_rehearsed(operation): raise refused
         if operation.name == "SimulatePrincipalPolicy": return self.simulated(request)
+        if operation.name == "FilterLogEvents": self.rename(operation, request)
         return mended(operation, self.by_moto(operation, request))
 
     def is_ours(self, operation: Operation, request: Request) -> bool:
@@ -222,6 +237,15 @@ class Front:
         request.environ["wsgi.input"] = io.BytesIO(body)
         kind = re.search(rb'"Resource"\s*:\s*"(\w+)"', body)
         return kind is not None and kind[1].decode() in KINDS
+
+    def rename(self, operation: Operation, request: Request) -> None:
+        "Put into a FilterLogEvents what moto understands; what can't be is moto's to refuse."
+        from botocore.exceptions import ClientError
+        body = request.get_data(cache=True)
+        try: body = json.dumps(with_names(json.loads(body), self.context.client(
+            "logs", operation.region))).encode()
+        except (ValueError, TypeError, ClientError): pass   # no JSON, or no such group
+        request.environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
 
     def simulated(self, request: Request) -> Response:
         "What a role may do."
