@@ -535,7 +535,8 @@ def test_a_warm_start_is_for_one_definition(tuner):
         return {"ParentHyperParameterTuningJobs": parents, "WarmStartType": "TransferLearning"}
 
     create = tuner.client.create_hyper_parameter_tuning_job
-    refused(lambda: create(**request, TrainingJobDefinitions=[one], WarmStartConfig=after("random")),
+    several = {**request, "TrainingJobDefinitions": [one]}
+    refused(lambda: create(**several, WarmStartConfig=after("random")),
             "ValidationException", "warm start")
     refused(lambda: create(**tuner.request("of-several"), WarmStartConfig=after("several")),
             "ValidationException", "several")
