@@ -73,10 +73,11 @@ def end_all(folder: Path | str, rounds: int = 20) -> list[int]:
     return ended
 
 # %% ../../nbs/rehearsal/processes.ipynb #c12
-def _allow(function, path, error) -> None:
-    "Make a folder writable that can't be emptied, and try again."
+def _allow(folder: Path | str, function, path: str, error: BaseException) -> None:
+    "Make what can't be emptied writable, within the folder, and try again."
+    if not isinstance(error, PermissionError): return   # gone already, say
     with suppress(OSError):
-        os.chmod(os.path.dirname(path), stat.S_IRWXU)
+        if path != str(folder): os.chmod(os.path.dirname(path), stat.S_IRWXU)   # not what's above
         if not os.path.islink(path): os.chmod(path, stat.S_IRWXU)   # not what it points at
         function(path)
 
@@ -84,6 +85,6 @@ def _allow(function, path, error) -> None:
 def remove_tree(folder: Path | str, tries: int = 5) -> None:
     "Remove a folder with all that is in it, whatever its permissions; nothing there is fine."
     for _ in range(tries):
-        shutil.rmtree(folder, onerror=_allow)
+        shutil.rmtree(folder, onerror=lambda f, path, e: _allow(folder, f, path, e[1]))
         if not os.path.lexists(folder): return
         time.sleep(0.05)
