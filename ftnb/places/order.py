@@ -79,7 +79,7 @@ def yes(name: str, text: str) -> bool:
 def image_of(site: Settings, account: Account) -> str:
     "The container image; a rehearsal runs this environment's Python instead, and needs none."
     if site.stated.image: return site.stated.image
-    if account.rehearsed:
+    if site.stated.place == "rehearsal":
         return f"{account.number}.dkr.ecr.{account.region}.amazonaws.com/ftnb:rehearsal"
     raise BadInput("no image to run in", "the setting image",
                    "build the Dockerfile and push it to ECR, then name it: see `ftnb doctor`")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -60,7 +61,8 @@ class Display:
             s: self.bar.add_task(s, start=False, total=None, stage=s, cell="", doing="")
             for s in stages}
         self._began: dict[str, float] = {}
-        self._stop = threading.Event()
+        self._heard: dict[str, int] = {}      # stage → lines that were passed on
+        self._stop, self._passing = threading.Event(), threading.Lock()
 
     def __enter__(self):
         self.bar.start()
@@ -71,6 +73,7 @@ class Display:
     def __exit__(self, *exc):
         self._stop.set()
         self._watcher.join()
+        for stage in self.files: self.pass_on(stage)
         self.bar.stop()
 
     def _watch(self) -> None:
@@ -79,6 +82,15 @@ class Display:
                 left = time_left(self.expected.get(stage), time.monotonic() - began)
                 said = " · ".join(filter(None, [doing(self.files[stage]), left]))
                 self.bar.update(self.tasks[stage], doing=said)
+                self.pass_on(stage)
+
+    def pass_on(self, stage: str) -> None:
+        "Print what a stage told people since the last time."
+        with self._passing, suppress(OSError):
+            lines = self.files[stage].with_suffix(".said").read_text().splitlines()
+            for line in lines[self._heard.get(stage, 0):]:
+                self.console.print(f"{stage:<9} {line}", markup=False)
+            self._heard[stage] = len(lines)
 
 # %% ../../nbs/study/live.ipynb #c15
 class Live(Display):
@@ -102,6 +114,7 @@ class Live(Display):
         "The stage is settled."
         took = time.monotonic() - self._began.pop(stage) if stage in self._began else None
         said = note or ("" if took is None else f"done in {duration(took)}")
+        self.pass_on(stage)
         self.bar.update(self.tasks[stage], doing=said if note else "", total=1, completed=1)
         self.bar.stop_task(self.tasks[stage])
         if not self.console.is_terminal: self.console.print(f"{stage:<9} {said}")
