@@ -463,4 +463,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())
+if __name__ == "__main__" and "get_ipython" not in globals():
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)   # all is closed: taking the modules apart would take a second or two
