@@ -554,8 +554,8 @@ def test_a_stopped_study_says_what_becomes_of_its_job(tmp_path):
         running.send_signal(signal.SIGTERM)
         said = running.communicate(timeout=60)[1]
         assert "goes on: `aws sagemaker stop-training-job" in said, said
-        jobs_now = json.loads(ftnb(site, "aws", "status", "--json").stdout)["jobs"]
-        assert [j["status"] for j in jobs_now] == ["InProgress"]
+        now, = json.loads(ftnb(site, "aws", "status", "--json").stdout)["jobs"]
+        assert now["status"] in ("Training", "InProgress")
     finally: ftnb(site, "aws", "down")
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOGIN', 'DENIED', 'BUSY', 'AGAIN', 'TRUST', 'CLOSED', 'code_of', 'refusal', 'spoken', 'session', 'config', 'Account',
-           'open_account', 'own_role', 'furnished', 'make_bucket', 'make_role', 'check_bucket']
+           'open_account', 'own_role', 'furnished', 'make_bucket', 'make_role', 'make_key', 'allow_key', 'check_bucket']
 
 # %% ../../nbs/places/account.ipynb #c03
 import json
@@ -170,7 +170,9 @@ def furnished(account: Account) -> Account:
     from dataclasses import replace
     with spoken(f"furnishing the rehearsal with {account.bucket}"):
         make_bucket(account)
-        return replace(account, role=make_role(account, account.role.split("/")[-1]))
+        role, key = make_role(account, account.role.split("/")[-1]), make_key(account)
+        if key: allow_key(account, role, key)
+    return replace(account, role=role, kms_key=key)
 
 
 def make_bucket(account: Account) -> None:
@@ -193,7 +195,31 @@ def make_role(account: Account, name: str) -> str:
     try: return iam.get_role(RoleName=name)["Role"]["Arn"]
     except ClientError:
         made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST))
+        for policy in ("AmazonSageMakerFullAccess", "AmazonS3FullAccess"):
+            iam.attach_role_policy(RoleName=name, PolicyArn=f"arn:aws:iam::aws:policy/{policy}")
         return made["Role"]["Arn"]
+
+
+def make_key(account: Account) -> str:
+    "The KMS key of that id or alias, made where it's missing; its ARN, empty for none."
+    from botocore.exceptions import ClientError
+    kms, name = account.client("kms"), account.kms_key.split(":")[-1].removeprefix("key/")
+    if not name: return ""
+    try: return kms.describe_key(KeyId=name)["KeyMetadata"]["Arn"]
+    except ClientError:
+        ours = [] if name.startswith("alias/") else [{"TagKey": "_custom_id_", "TagValue": name}]
+        made = kms.create_key(Tags=ours)["KeyMetadata"]     # the tag is moto's
+        if name.startswith("alias/"): kms.create_alias(AliasName=name, TargetKeyId=made["KeyId"])
+        return made["Arn"]
+
+
+def allow_key(account: Account, role: str, key: str) -> None:
+    "Let a role use a key."
+    use = {"Effect": "Allow", "Resource": key,
+           "Action": ["kms:Decrypt", "kms:GenerateDataKey", "kms:DescribeKey", "kms:CreateGrant"]}
+    account.client("iam").put_role_policy(
+        RoleName=role.split("/")[-1], PolicyName="uses-the-key",
+        PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [use]}))
 
 # %% ../../nbs/places/account.ipynb #c19
 def check_bucket(account: Account) -> None:

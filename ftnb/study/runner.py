@@ -390,9 +390,10 @@ def left_running(run: Run) -> str:
     files = [run.workbench/s/"job"/"where.json" for s in run.plan.stages]
     told = [read_json(f) for f in files if f.is_file()]
     jobs = [where for where in told if where["status"] == "InProgress"]
-    ends = run.site.stated.endpoint == "" and run.site.stated.place == "rehearsal"
+    from ftnb.places.rehearsing import for_a_run
+    ends = bool(jobs) and not run.site.stated.endpoint and for_a_run(run.site)
     return "".join(
-        f"; the job {where['job']} " + ("ended with its rehearsal" if ends else "goes on: "
+        f"; the job {where['job']} " + ("ends with its rehearsal" if ends else "goes on: "
         f"`aws sagemaker stop-training-job --training-job-name {where['job']}` ends it")
         for where in jobs)
 
