@@ -244,13 +244,16 @@ def show(
     it = find_version(version)
     blocks = [b for s in read_json(it.folder/"front.json")["stages"] for b in s["blocks"]]
     model = kept_files(it, settings())/"workbench"/"train"/"model"
+    timings = it.folder/"timings.json"
+    ran = read_json(timings).get("train", {}).get("where") if timings.is_file() else None
     if as_json:
         facts = {**facts_of(it), "model": str(model) if model.is_dir() else None,
-                 "metrics": it.metrics}
+                 "trained": ran, "metrics": it.metrics}
         print(json.dumps(facts, ensure_ascii=False))
         return
     out.print(f"[bold]{it.name}[/]  {it.decision}\n{os.path.relpath(it.page)}")
     if model.is_dir(): out.print(f"model: {os.path.relpath(model)}")
+    if ran: out.print(f"trained: {ran['place']} {ran.get('job', '')}".rstrip(), markup=False)
     for block in blocks:
         out.print(f"\n[bold]{block['title']}[/]"); out.print(block["sentence"], markup=False)
         for n in block["numbers"]: out.print(f"  {n['label']}: {number_text(n)}", markup=False)

@@ -173,6 +173,7 @@ def test_the_readme_names_what_there_is():
         assert target in targets or not re.search(rf"`make {target}", text), target
     from ftnb.cli import app
     commands = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
+    commands |= {str(group.name) for group in app.registered_groups}
     for command in re.findall(r"^\s*ftnb ([a-z]+)", text, re.M): assert command in commands, command
 
 
