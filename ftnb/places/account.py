@@ -226,8 +226,10 @@ def check_bucket(account: Account) -> None:
     "Raise BadInput unless the bucket is there and blocks public access."
     from botocore.exceptions import ClientError
     s3, bucket = account.client("s3"), account.bucket
+    usual = f"sagemaker-{account.region}-{account.number}"     # anybody could have made it first
+    owner = {"ExpectedBucketOwner": account.number} if bucket == usual else {}
     with spoken(f"looking at the bucket {bucket} (s3:ListBucket)"):
-        try: s3.head_bucket(Bucket=bucket)
+        try: s3.head_bucket(Bucket=bucket, **owner)
         except ClientError as e:
             if code_of(e) not in ("404", "NoSuchBucket"): raise
             raise BadInput(f"no bucket {bucket!r}", "the setting bucket",
