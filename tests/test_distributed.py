@@ -269,6 +269,21 @@ def test_what_contradicts_itself():
     check_distribution(Distribution("zero3", "parameters"), 1)
 
 
+@needs_deepspeed
+@pytest.mark.parametrize("stage, offload", [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
+def test_deepspeed_reads_the_configuration_for_gpus_as_it_is_meant(stage, offload):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    from ftnb.train.distribution import deepspeed_config
+    way: Any = f"zero{stage}"
+    wanted = Distribution(way, offload)  # type: ignore[arg-type]
+    read = DeepSpeedConfig(deepspeed_config(wanted, 32, 1, 1.0, True, 384, gpu=True))
+    zero = read.zero_config
+    assert (int(zero.stage), zero.overlap_comm, read.gradient_clipping) == (stage, True, 1.0)
+    assert zero.offload_optimizer.device == "cpu" and zero.offload_optimizer.pin_memory
+    assert (zero.offload_param is not None) == (offload == "parameters")
+
+
 WAYS = [("ddp", 2, 2), ("zero1", 1, 2), ("zero2", 2, 2), ("zero3", 2, 2), ("zero2", 1, 1),
         ("ddp", 1, 3)]
 
@@ -311,12 +326,12 @@ rows = collate(tokenizer)([{k: v for k, v in parts[1][i].items() if k != "labels
 trainer.model_wrapped.eval()
 with torch.no_grad(): sharded = trainer.model_wrapped(**rows).logits
 whole = whole_model(trainer, company.world)
-sizes = [p.numel() for p in trainer.model.parameters()]
+sizes = [p.ds_tensor.numel() if way == "zero3" else 0 for p in trainer.model.parameters()]
 if company.world.first:
     assert all(p.dtype == torch.float32 for p in whole.parameters())
     with torch.no_grad(): logits = whole.eval().to(sharded.dtype)(**rows).logits
     assert torch.equal(logits, sharded), (logits - sharded).abs().max()
-    if way == "zero3": assert sum(sizes) < .5 * sum(p.numel() for p in whole.parameters()), sizes
+    if way == "zero3": assert sum(sizes) < .6 * sum(p.numel() for p in whole.parameters()), sizes
     print("equal", sharded.dtype)
 company.part()
 """

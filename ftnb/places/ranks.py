@@ -112,6 +112,7 @@ def main() -> int:
         start(sys.argv[2], int(sys.argv[3]))
         return 0
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # until torchrun's
     return run_ranks(sys.argv[1], int(sys.argv[2]), JobFolders.here())
 
 # %% ../../nbs/places/ranks.ipynb #c16

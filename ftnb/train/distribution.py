@@ -81,6 +81,7 @@ class World:
     size: int = 1        # how many there are
     local_rank: int = 0  # its number on its machine
     local_size: int = 1  # how many are on its machine
+    launched: bool = False  # by torchrun, so that it can meet the others
 
     @property
     def first(self) -> bool: return self.rank == 0
@@ -96,7 +97,7 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     "What torchrun says of this process."
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if names[0] not in environment: return World()
-    return World(*(int(environment[name]) for name in names))
+    return World(*(int(environment[name]) for name in names), launched=True)
 
 # %% ../../nbs/train/distribution.ipynb #c14
 def rank_seed(seed: int, rank: int) -> int:
@@ -109,7 +110,7 @@ class Company:
 
     def __init__(self, world: World):
         self.world, self.group = world, None
-        if world.size == 1 and "RANK" not in os.environ: return
+        if not world.launched: return
         import torch
         import torch.distributed as dist
         gpu = torch.cuda.is_available()
@@ -233,7 +234,7 @@ def company_arguments(
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's own calls
     if cpu: _deepspeed_on_cpus()
     known = {"accelerator_config": {"use_configured_state": True}} if cpu else {}
-    return said | known | {"deepspeed": config, "use_cpu": False}
+    return said | known | {"deepspeed": config}
 
 
 def _deepspeed_on_cpus() -> None:
