@@ -97,7 +97,8 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     "What torchrun says of this process."
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if names[0] not in environment: return World()
-    return World(*(int(environment[name]) for name in names), launched=True)
+    rank, size, local_rank, local_size = (int(environment[name]) for name in names)
+    return World(rank, size, local_rank, local_size, launched=True)
 
 # %% ../../nbs/train/distribution.ipynb #c14
 def rank_seed(seed: int, rank: int) -> int:
