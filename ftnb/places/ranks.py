@@ -94,6 +94,7 @@ def run_ranks(module: str, processes: int, folders: JobFolders) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
     where, own = machines(folders, os.environ), folders.root/"torchrun"
+    os.environ.setdefault("SM_CURRENT_HOST", where.hosts[where.here])
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if where.network: os.environ.setdefault(variable, where.network)
     try: run(parse_args(torchrun_options(module, processes, where, own)))
