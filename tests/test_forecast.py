@@ -210,9 +210,9 @@ print(json.dumps(status("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("batch, tokens", [
-    (8, 128), pytest.param(32, 128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch, tokens", [(8, 128), (32, 128)])
 def test_the_formula_against_a_measured_training(batch, tokens):
     "The embedded encoder, 22.7 M parameters: within 15 %, and on the safe side."
     command = [sys.executable, "-c", MEASURE, str(embedded_encoder()), str(batch), str(tokens)]

@@ -136,6 +136,7 @@ def test_the_sdks_resources(aws):
         TrainingJob.get("resource-short")
 
 
+@pytest.mark.slow
 def test_a_failure_reaches_the_caller(aws, code):
     from sagemaker.core.utils.exceptions import FailedStatusError
     from sagemaker.train import ModelTrainer

@@ -429,6 +429,7 @@ def test_state_is_kept_by_one_at_a_time(tmp_path):
     assert read_json(tmp_path/"kept"/"rehearsal.json") == {"format": "ftnb/rehearsal/1"}
 
 
+@pytest.mark.slow
 def test_edited_state_does_no_harm(tmp_path):
     keep = tmp_path/"kept"
     with rehearsal(keep=keep) as aws:

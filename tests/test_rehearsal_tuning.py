@@ -71,12 +71,14 @@ def best_of(strategy, seed, attempts=15, parallel=2):
     return min(error(one.values) for one in search.attempts)
 
 
+@pytest.mark.slow
 def test_bayesian_beats_random():
     pairs = [(best_of("Bayesian", seed, 12), best_of("Random", seed, 12)) for seed in range(3)]
     assert all(b < r for b, r in pairs)
     assert np.median([b for b, _ in pairs]) < .5 * np.median([r for _, r in pairs])
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_bayesian_beats_random_with_four_at_once():
     pairs = [(best_of("Bayesian", s, 24, 4), best_of("Random", s, 24, 4)) for s in range(20)]
@@ -139,6 +141,7 @@ def test_the_same_seed_and_order_give_the_same_values():
     assert values(5, [0, 1, 2, 3]) == values(5, [0, 1, 2, 3]) != values(6, [0, 1, 2, 3])
 
 
+@pytest.mark.slow
 def test_hyperband_spends_less_and_keeps_the_best():
     spent, lost = [], []
     for seed in range(10):

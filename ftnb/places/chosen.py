@@ -10,7 +10,7 @@ import os
 from functools import partial
 from importlib import import_module
 
-from ..foundation.settings import PLACES, Settings, settings
+from ..foundation.settings import Settings, settings
 from . import local
 from .contract import Place
 

@@ -90,8 +90,8 @@ class Examination:
     @property
     def todo(self) -> str:
         "What to do, in lines that can be copied; empty when there's nothing."
-        return "\n\n".join(f"{f.probe}: {f.fix}" + (f"\n{policy_text(f.policy)}" if f.policy else "")
-                           for f in self.findings if f.fix)
+        said = lambda f: f"{f.probe}: {f.fix}" + (f"\n{policy_text(f.policy)}" if f.policy else "")
+        return "\n\n".join(said(f) for f in self.findings if f.fix)
 
     def __rich__(self) -> Any:
         "For a terminal."

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from .instances import refusal
 from .roles import listed
-from .service import REGION, Call, Context, ServiceError
+from .service import REGION, Call, Context
 
 # %% ../../nbs/rehearsal/account.ipynb #c07
 SAGEMAKER = "sagemaker.amazonaws.com"

@@ -70,7 +70,7 @@ def said_of(version: Any, contents: Contents) -> dict[str, Any]:
     "What is kept of one version of an object, or of a delete marker."
     told = {"_version_id": version._version_id, "modified": version.last_modified.isoformat()}
     if not hasattr(version, "_value_buffer"): return {**told, "deleted": True}
-    version.etag   # computed when it's asked for
+    _ = version.etag   # computed when it's asked for
     plain = {name: getattr(version, name, None) for name in SAID}
     return {**plain, **told, "metadata": dict(version.metadata),
             "tags": s3_backend().tagger.get_tag_dict_for_resource(version.arn),

@@ -161,8 +161,8 @@ def unknown_image(request: dict[str, Any]) -> JobFailed:
     specification = request["AlgorithmSpecification"]
     image = specification.get("TrainingImage") or specification.get("AlgorithmName")
     return JobFailed(
-        f"ClientError: the rehearsal has no images, so what {image} runs isn't known here. Say what "
-        "to run: AlgorithmSpecification.ContainerEntrypoint, or the hyperparameters "
+        f"ClientError: the rehearsal has no images, so what {image} runs isn't known here. Say "
+        "what to run: AlgorithmSpecification.ContainerEntrypoint, or the hyperparameters "
         "sagemaker_program and sagemaker_submit_directory; with the SDK, "
         "ModelTrainer(source_code=SourceCode(…)).")
 
