@@ -39,7 +39,7 @@ def starts(home: Path) -> str:
     ours, limit = [], []
     for i in range(ROUNDS):
         folder = ["--folder", str(home/f"up-{i}")]
-        up = [*command, "up", "--background", "--port", "0", *folder]
+        up = [*command, "up", "--port", "0", *folder]
         ours.append(timed(lambda c=up: subprocess.run(c, check=True, capture_output=True)))
         subprocess.run([*command, "down", *folder], check=True, capture_output=True)
         limit.append(timed(lambda: subprocess.run([sys.executable, "-c", needed], check=True)))
