@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOGIN', 'DENIED', 'BUSY', 'AGAIN', 'TRUST', 'CLOSED', 'code_of', 'refusal', 'spoken', 'session', 'config', 'Account',
-           'open_account', 'own_role', 'furnished', 'make_bucket', 'make_role', 'make_key', 'allow_key', 'check_bucket']
+           'open_account', 'own_role', 'furnished', 'made', 'make_bucket', 'make_role', 'make_key', 'allow_key',
+           'check_bucket']
 
 # %% ../../nbs/places/account.ipynb #c03
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -144,7 +145,7 @@ def open_account(site: Settings) -> Account:
         raise BadInput("that isn't a rehearsal", stated.endpoint, "`ftnb aws up` starts one")
     number, region = me["Account"], boto.region_name
     found = Account("rehearsal" if rehearsed else "aws", number, region,
-                    stated.role or own_role(boto, me["Arn"]),
+                    stated.role or ("" if rehearsing else own_role(boto, me["Arn"])),
                     stated.bucket or f"sagemaker-{region}-{number}", stated.prefix,
                     stated.kms_key, stated.endpoint, boto)
     return furnished(found) if rehearsing else found
@@ -154,8 +155,11 @@ def own_role(boto: Any, arn: str) -> str:
     "The role that we have ourselves, as in SageMaker Studio; empty when we have none."
     if ":assumed-role/" not in arn: return ""
     from botocore.exceptions import ClientError
-    try: return boto.client("iam").get_role(RoleName=arn.split("/")[1])["Role"]["Arn"]
-    except ClientError: return ""
+    with spoken("asking for our own role (iam:GetRole)"):
+        try: return boto.client("iam").get_role(RoleName=arn.split("/")[1])["Role"]["Arn"]
+        except ClientError as e:
+            if code_of(e) in DENIED: return ""
+            raise
 
 # %% ../../nbs/places/account.ipynb #c16
 TRUST = {"Version": "2012-10-17", "Statement": [{
@@ -175,42 +179,53 @@ def furnished(account: Account) -> Account:
     return replace(account, role=role, kms_key=key)
 
 
+def made(ask: Callable[[], Any], missing: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    "What a question answers; where the answer is that it isn't there, what making it does."
+    from botocore.exceptions import ClientError
+    try: return ask()
+    except ClientError as e:
+        if code_of(e) not in missing: raise
+    return make()
+
+
 def make_bucket(account: Account) -> None:
     "Make the bucket where it's missing, closed to the public where nobody said otherwise."
-    from botocore.exceptions import ClientError
-    s3, bucket = account.client("s3"), account.bucket
-    try: s3.head_bucket(Bucket=bucket)
-    except ClientError:
-        where = {"CreateBucketConfiguration": {"LocationConstraint": account.region}}
-        s3.create_bucket(Bucket=bucket, **(where if account.region != "us-east-1" else {}))
-    try: s3.get_public_access_block(Bucket=bucket)
-    except ClientError:
-        s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=CLOSED)
+    s3, at = account.client("s3"), {"Bucket": account.bucket}
+    where = {"CreateBucketConfiguration": {"LocationConstraint": account.region}}
+    made(lambda: s3.head_bucket(**at), ("404", "NoSuchBucket"),
+         lambda: s3.create_bucket(**at, **(where if account.region != "us-east-1" else {})))
+    made(lambda: s3.get_public_access_block(**at), ("NoSuchPublicAccessBlockConfiguration",),
+         lambda: s3.put_public_access_block(**at, PublicAccessBlockConfiguration=CLOSED))
 
 
 def make_role(account: Account, name: str) -> str:
     "The role of that name, made where it's missing; its ARN."
-    from botocore.exceptions import ClientError
     iam, name = account.client("iam"), name or "SageMakerRole"
-    try: return iam.get_role(RoleName=name)["Role"]["Arn"]
-    except ClientError:
-        made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST))
+
+    def make() -> dict[str, Any]:
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(TRUST))
         for policy in ("AmazonSageMakerFullAccess", "AmazonS3FullAccess"):
             iam.attach_role_policy(RoleName=name, PolicyArn=f"arn:aws:iam::aws:policy/{policy}")
-        return made["Role"]["Arn"]
+        return role
+
+    found = made(lambda: iam.get_role(RoleName=name), ("NoSuchEntity",), make)
+    return found["Role"]["Arn"]
 
 
 def make_key(account: Account) -> str:
     "The KMS key of that id or alias, made where it's missing; its ARN, empty for none."
-    from botocore.exceptions import ClientError
     kms, name = account.client("kms"), account.kms_key.split(":")[-1].removeprefix("key/")
-    if not name: return ""
-    try: return kms.describe_key(KeyId=name)["KeyMetadata"]["Arn"]
-    except ClientError:
+
+    def make() -> dict[str, Any]:
         ours = [] if name.startswith("alias/") else [{"TagKey": "_custom_id_", "TagValue": name}]
-        made = kms.create_key(Tags=ours)["KeyMetadata"]     # the tag is moto's
-        if name.startswith("alias/"): kms.create_alias(AliasName=name, TargetKeyId=made["KeyId"])
-        return made["Arn"]
+        key = kms.create_key(Tags=ours)     # the tag is moto's
+        if name.startswith("alias/"):
+            kms.create_alias(AliasName=name, TargetKeyId=key["KeyMetadata"]["KeyId"])
+        return key
+
+    if not name: return ""
+    found = made(lambda: kms.describe_key(KeyId=name), ("NotFoundException",), make)
+    return found["KeyMetadata"]["Arn"]
 
 
 def allow_key(account: Account, role: str, key: str) -> None:

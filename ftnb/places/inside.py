@@ -71,7 +71,7 @@ def wrong_code(module: str, wanted: str) -> str:
     import ftnb
     return (f"the image has another ftnb ({ftnb.__version__}, code {code_of(module)[:12]}) than "
             f"the one that launched the job (code {wanted[:12]}): build the image from the same "
-            "checkout, and push it")
+            "checkout, and push it; in a rehearsal: run it again, the code was edited meanwhile")
 
 
 def main(arguments: list[str]) -> None:
