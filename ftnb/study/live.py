@@ -89,7 +89,7 @@ class Display:
         with self._passing, suppress(OSError):
             lines = self.files[stage].with_suffix(".said").read_text().splitlines()
             for line in lines[self._heard.get(stage, 0):]:
-                self.console.print(f"{stage:<9} {line}", markup=False)
+                self.console.print(f"{stage:<9} {line}", markup=False, soft_wrap=True)
             self._heard[stage] = len(lines)
 
 # %% ../../nbs/study/live.ipynb #c15
