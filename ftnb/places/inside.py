@@ -84,4 +84,4 @@ def main(arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, *arguments])
 
 # %% ../../nbs/places/inside.ipynb #c10
-if __name__ == "__main__" and "ipykernel" not in sys.modules: main(sys.argv[1:])
+if __name__ == "__main__" and "__file__" in globals(): main(sys.argv[1:])   # no notebook

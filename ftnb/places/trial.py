@@ -73,4 +73,4 @@ def main() -> int:
         return e.exit_code
 
 # %% ../../nbs/places/trial.ipynb #c10
-if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # no notebook

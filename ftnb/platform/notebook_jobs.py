@@ -98,7 +98,7 @@ def notebook_job(
     return Job(name, "ftnb.platform.notebook_jobs", parameters, {"notebook": path})
 
 # %% ../../nbs/platform/notebook_jobs.ipynb #c10
-if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # no notebook
 
 # %% ../../nbs/platform/notebook_jobs.ipynb #c16
 def studio_job_request(
