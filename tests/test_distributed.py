@@ -413,3 +413,26 @@ def test_one_machine_that_fails_ends_the_other(tmp_path):
     assert result.exit_code == 2 and "one label" in result.reason
     assert time.monotonic() - began < 120
     assert (tmp_path/"job"/"machines"/"algo-2"/"job.log").exists()
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", pytest.param("zero2", marks=needs_deepspeed)])
+def test_two_machines_of_the_rehearsal_interrupted_give_the_bits_of_this_place(tmp_path, way):
+    pytest.importorskip("sagemaker")
+    from urllib.request import Request, urlopen
+
+    from ftnb.foundation.settings import Settings, Stated
+    from ftnb.places.chosen import place
+    from ftnb.places.rehearsing import ready
+    made = replace(spread(tmp_path/"in", way, 2, dropout=.1, epochs=12), name=f"spread-{way}")
+    here = run(made, tmp_path/"here").checked()
+    site = Settings(tmp_path/"site", Stated(place="rehearsal", spot="yes"))
+    with ready(site) as ours:
+        rule = json.dumps({"job": "*", "after": [15, 20]}).encode()
+        head = {"content-type": "application/json"}
+        urlopen(Request(f"{ours.stated.endpoint}/_rehearsal/interruptions", rule, head)).read()
+        there = place(ours)(made, tmp_path/"there").checked()
+    assert there.where["interruptions"] == 2
+    assert sha256(there.model/"model.safetensors") == sha256(here.model/"model.safetensors")
+    assert {r["machine"] for r in read_json(there.output/"ranks.json")} == {"algo-1", "algo-2"}
