@@ -40,7 +40,7 @@ open('/opt/ml/output/data/metrics.json', 'w').write('{}')
 """
 
 
-def test_closing_ends_everything_and_a_restart_remembers(tmp_path):
+def test_closing_ends_everything_and_a_restart_remembers(tmp_path):   # before `jobs` is used
     with training_jobs(tmp_path/"first") as jobs:
         jobs.run("done", SAVES)
         jobs.create("runs-on", "import subprocess, time\nprint('ready')\n"

@@ -290,6 +290,13 @@ def tuner(tmp_path_factory):
     with rehearsal(folder, stop_notice=.5) as running: yield Tuner(running)
 
 
+@pytest.fixture(scope="module")
+def ran(tuner):
+    "A tuning job that ran to its end, by name: four random tries."
+    tuner.run("random")
+    return "random"
+
+
 def value(summary): return summary["FinalHyperParameterTuningJobObjectiveMetric"]["Value"]
 
 
@@ -308,8 +315,8 @@ def refused(call, code, text=""):
     assert text in e.value.response["Error"]["Message"]
 
 
-def test_random_search(tuner):
-    told, children = tuner.run("random"), tuner.children("random")
+def test_random_search(tuner, ran):
+    told, children = tuner.describe(ran), tuner.children(ran)
     assert told["HyperParameterTuningJobStatus"] == "Completed"
     assert told["TrainingJobStatusCounters"]["Completed"] == 4
     assert told["ObjectiveStatusCounters"] == {"Succeeded": 4, "Pending": 0, "Failed": 0}
@@ -326,14 +333,14 @@ def test_random_search(tuner):
     assert fixed["_tuning_objective_metric"] == "score"
 
 
-def test_the_seed_decides_the_values(tuner):
+def test_the_seed_decides_the_values(tuner, ran):
     search = Search((Range("rate", "Continuous", 0, 1),), "Random", seed=1)
     expected = [ask(search).values for _ in range(4)]
-    assert [one["TunedHyperParameters"] for one in tuner.children("random")] == expected
+    assert [one["TunedHyperParameters"] for one in tuner.children(ran)] == expected
 
 
-def test_a_child_is_a_training_job(tuner):
-    child = tuner.children("random")[0]
+def test_a_child_is_a_training_job(tuner, ran):
+    child = tuner.children(ran)[0]
     told = tuner.client.describe_training_job(TrainingJobName=child["TrainingJobName"])
     assert told["TuningJobArn"].endswith(":hyper-parameter-tuning-job/random")
     assert told["HyperParameters"]["rate"] == child["TunedHyperParameters"]["rate"]
@@ -365,13 +372,13 @@ def test_bayesian_search_minimises_and_knows_its_parent(tuner):
     assert tuner.children("bayes-warm")[0]["TunedHyperParameters"] != first   # it knows something
 
 
-def test_a_transfer_tries_what_was_good_elsewhere(tuner):
-    warm = {"ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": "random"}],
+def test_a_transfer_tries_what_was_good_elsewhere(tuner, ran):
+    warm = {"ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": ran}],
             "WarmStartType": "TransferLearning"}
     request = tuner.request("transfer", jobs=1, parallel=1, static={"optimizer": "sgd"})
     tuner.client.create_hyper_parameter_tuning_job(**request, WarmStartConfig=warm)
     told = tuner.finished("transfer")
-    best = tuner.describe("random")["BestTrainingJob"]
+    best = tuner.describe(ran)["BestTrainingJob"]
     assert rate(tuner.children("transfer")[0]) == rate(best)
     assert "OverallBestTrainingJob" not in told
 
@@ -525,7 +532,7 @@ def test_eventbridge_hears_of_it(tuner):
     assert [one["HyperParameterTuningJobStatus"] for one in heard] == ["InProgress", "Completed"]
 
 
-def test_a_warm_start_is_for_one_definition(tuner):
+def test_a_warm_start_is_for_one_definition(tuner, ran):
     request = tuner.request("warm-several")
     config = request["HyperParameterTuningJobConfig"]
     ranges = config.pop("ParameterRanges")
@@ -539,28 +546,29 @@ def test_a_warm_start_is_for_one_definition(tuner):
 
     create = tuner.client.create_hyper_parameter_tuning_job
     several = {**request, "TrainingJobDefinitions": [one]}
-    refused(lambda: create(**several, WarmStartConfig=after("random")),
+    refused(lambda: create(**several, WarmStartConfig=after(ran)),
             "ValidationException", "warm start")
     refused(lambda: create(**tuner.request("of-several"), WarmStartConfig=after("several")),
             "ValidationException", "several")
 
 
-def test_lists_sort_filter_and_page(tuner):
-    by_value = tuner.children("random", SortBy="FinalObjectiveMetricValue", SortOrder="Descending")
+def test_lists_sort_filter_and_page(tuner, ran):
+    by_value = tuner.children(ran, SortBy="FinalObjectiveMetricValue", SortOrder="Descending")
     assert [*map(value, by_value)] == sorted(map(value, by_value), reverse=True)
-    assert len(tuner.children("random", PaginationConfig={"PageSize": 2})) == 4
-    assert tuner.children("random", StatusEquals="Failed") == []
+    assert len(tuner.children(ran, PaginationConfig={"PageSize": 2})) == 4
+    assert tuner.children(ran, StatusEquals="Failed") == []
     lister = tuner.client.get_paginator("list_hyper_parameter_tuning_jobs")
-    pages = lister.paginate(NameContains="bayes", SortBy="CreationTime", SortOrder="Descending",
+    for name in ("listed-1", "listed-2"): tuner.run(name, "Bayesian", jobs=2)
+    pages = lister.paginate(NameContains="listed", SortBy="CreationTime", SortOrder="Descending",
                             PaginationConfig={"PageSize": 1})
     found = [one for page in pages for one in page["HyperParameterTuningJobSummaries"]]
-    assert [one["HyperParameterTuningJobName"] for one in found] == ["bayes-warm", "bayes"]
+    assert [one["HyperParameterTuningJobName"] for one in found] == ["listed-2", "listed-1"]
     assert found[0]["Strategy"] == "Bayesian"
     assert found[0]["TrainingJobStatusCounters"]["Completed"] == 2
 
 
-def test_names_are_unique_and_unknown_ones_refused(tuner):
-    refused(lambda: tuner.create("random"), "ResourceInUse", "unique")
+def test_names_are_unique_and_unknown_ones_refused(tuner, ran):
+    refused(lambda: tuner.create(ran), "ResourceInUse", "unique")
     for operation in ("describe", "stop", "delete"):
         call = getattr(tuner.client, f"{operation}_hyper_parameter_tuning_job")
         refused(lambda call=call: call(HyperParameterTuningJobName="nobody"), "ResourceNotFound")
@@ -582,14 +590,14 @@ def test_tags_go_to_the_children(tuner):
 
 
 def test_deleting_forgets_the_tuning_job_only(tuner):
-    child = tuner.children("tagged")[0]["TrainingJobName"]
-    tuner.client.delete_hyper_parameter_tuning_job(HyperParameterTuningJobName="tagged")
-    refused(lambda: tuner.describe("tagged"), "ResourceNotFound")
+    child = tuner.run("forgotten", jobs=1, parallel=1)["BestTrainingJob"]["TrainingJobName"]
+    tuner.client.delete_hyper_parameter_tuning_job(HyperParameterTuningJobName="forgotten")
+    refused(lambda: tuner.describe("forgotten"), "ResourceNotFound")
     told = tuner.client.describe_training_job(TrainingJobName=child)
     assert told["TrainingJobStatus"] == "Completed"
 
 
-def test_what_is_kept_comes_back(tuner):
+def test_what_is_kept_comes_back(tuner, ran):
     jobs = tuner.running.parts["tuning"]
     tuner.create("kept", jobs=10, static={"pause": "60"})
     tuner.until("kept", lambda children: len(children) == 2)
@@ -597,7 +605,7 @@ def test_what_is_kept_comes_back(tuner):
     before = {one["request"]["HyperParameterTuningJobName"]: one for one in state}
     other = type(jobs)(jobs.context, jobs.training)
     other.restore(state)
-    assert other.job("random").tuning.status == "Completed" and len(before) == len(other.tunings())
+    assert other.job(ran).tuning.status == "Completed" and len(before) == len(other.tunings())
     lost = other.job("kept").tuning
     assert lost.status == "Failed" and "rehearsal was stopped" in lost.reason
     assert {child.status for child in lost.children} == {"Failed"}
@@ -655,6 +663,3 @@ def test_the_sdks_tuner(tuner, tmp_path):
         tried = second.analytics().dataframe().iloc[0]
         assert tried["rate"] == best["rate"]
         assert second.best_training_job().startswith("sdk-second-")
-
-
-pytestmark = pytest.mark.slow  # two tests failed on a fresh clone: look

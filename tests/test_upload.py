@@ -132,17 +132,24 @@ def test_parts_of_another_content_are_replaced(account, tmp_path):
 
 
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from ftnb.foundation.settings import Settings, Stated
 from ftnb.places import upload
 from ftnb.places.account import open_account
 
 upload.PART = 5 * 2**20
-endpoint, bucket, file = sys.argv[1:]
+endpoint, bucket, file, parts_before = sys.argv[1:]
 account = open_account(Settings(Path("/"), Stated(place="rehearsal", endpoint=endpoint,
                                                   bucket=bucket)))
-told = lambda model, **_: print(model.name, flush=True)
+arrived = []
+
+
+def told(model, **_):
+    if model.name == "UploadPart": arrived.append(model)
+    if len(arrived) == int(parts_before): os.kill(os.getpid(), signal.SIGKILL)
+
+
 account.client("s3").meta.events.register("after-call.s3", told)
 upload.put_up(account, "base", Path(file))
 """
@@ -151,14 +158,9 @@ upload.put_up(account, "base", Path(file))
 @pytest.mark.parametrize("parts_before", [1, 3])
 def test_killed_in_the_middle_it_goes_on(account, tmp_path, parts_before, monkeypatch):
     file = large(tmp_path, 5.5)
-    words = [sys.executable, "-c", KILLED, account.endpoint, account.bucket, str(file)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    seen = 0
-    for line in process.stdout or []:
-        seen += line.strip() == "UploadPart"
-        if seen == parts_before: break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = [sys.executable, "-c", KILLED, account.endpoint, account.bucket, str(file),
+             str(parts_before)]
+    assert subprocess.run(words, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     assert keys(account) == []
     monkeypatch.setattr(upload, "PART", PART)
     asked = counted(account)

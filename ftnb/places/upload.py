@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PART', 'Told', 'base64', 'Sums', 'summed', 'blocks', 'marks', 'there', 'send', 'send_whole', 'read', 'send_parts',
-           'finish', 'begun', 'arrived', 'in_threads', 'channel_files', 'put_up', 'put_up_all']
+           'begun', 'arrived', 'in_threads', 'channel_files', 'put_up', 'put_up_all']
 
 # %% ../../nbs/places/upload.ipynb #c03
 import hashlib
@@ -106,11 +106,14 @@ def there(account: Account, key: str, sums: Sums) -> bool:
 def send(account: Account, file: Path, key: str, sums: Sums,
          told: Told = lambda _: None) -> bool:   # whether anything had to go up
     "See that a file is in S3 under a key."
+    from botocore.exceptions import ClientError
     if there(account, key, sums):
         told(sums.size)
         return False
     way = send_whole if len(sums.parts) == 1 else send_parts
-    way(account, file, key, sums, told)
+    try: way(account, file, key, sums, told)
+    except ClientError as e:
+        if code_of(e) != "NoSuchUpload": raise   # else another process has just finished it
     if not there(account, key, sums):
         raise StudyFailed("S3 has something else than what was sent",
                           f"s3://{account.bucket}/{key}", AGAIN)
@@ -148,17 +151,7 @@ def send_parts(account: Account, file: Path, key: str, sums: Sums, told: Told) -
     etags = in_threads(one, range(len(sums.parts)))
     parts = [{"PartNumber": n, "ETag": etag, "ChecksumSHA256": sums.parts[n - 1][0]}
              for n, etag in enumerate(etags, 1)]
-    finish(account, key, upload, parts)
-
-
-def finish(account: Account, key: str, upload: str, parts: list[dict[str, Any]]) -> None:
-    "Make the parts one object; another process may just have done it."
-    from botocore.exceptions import ClientError
-    try:
-        account.client("s3").complete_multipart_upload(
-            Bucket=account.bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
-    except ClientError as e:
-        if code_of(e) != "NoSuchUpload": raise
+    s3.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts})
 
 
 def begun(account: Account, key: str, sums: Sums) -> tuple[str, dict[int, str]]:
