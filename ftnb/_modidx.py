@@ -2319,6 +2319,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ftnb.places.ranks._network': ('places/ranks.html#_network', 'ftnb/places/ranks.py'),
                                    'ftnb.places.ranks.machines': ('places/ranks.html#machines', 'ftnb/places/ranks.py'),
                                    'ftnb.places.ranks.main': ('places/ranks.html#main', 'ftnb/places/ranks.py'),
+                                   'ftnb.places.ranks.one_process': ('places/ranks.html#one_process', 'ftnb/places/ranks.py'),
                                    'ftnb.places.ranks.run_ranks': ('places/ranks.html#run_ranks', 'ftnb/places/ranks.py'),
                                    'ftnb.places.ranks.told': ('places/ranks.html#told', 'ftnb/places/ranks.py'),
                                    'ftnb.places.ranks.torchrun_options': ('places/ranks.html#torchrun_options', 'ftnb/places/ranks.py')},

@@ -534,8 +534,7 @@ def down(as_json: AsJson = False, debug: Debug = False) -> None:
     from ftnb.places.rehearsing import home
     from ftnb.rehearsal.server import down as end
     found = end(home(settings()))
-    n = len(found.ended)
-    say(as_json, found.to_dict(), f"{n} process{'es' * (n != 1)} ended" if n else str(found))
+    say(as_json, found.to_dict(), str(found))
 
 
 @aws.command()

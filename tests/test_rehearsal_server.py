@@ -292,7 +292,8 @@ def test_up_status_down(folder, monkeypatch):
         server.begun(folder, 0, None, server.Options())
     assert folder.stat().st_mode & 0o77 == 0
     ended = down(folder)
-    assert ended.ended == [found.pid] and not folder.exists()
+    assert ended.ended == [found.pid] and str(ended) == "ended, with 1 process"
+    assert not folder.exists()
     assert str(down(folder)) == "no rehearsal runs"
 
 

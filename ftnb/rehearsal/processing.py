@@ -332,7 +332,7 @@ class ProcessingJobs:
     def table(self) -> Plain:
         "What runs and has run, for the page."
         return [{"name": r.name, "kind": "processing", "status": r.status, "since": r.created,
-                 "log": (r.logs or [""])[0]} for r in self.records()]
+                 "log": (r.logs or [""])[0], "why": r.reason} for r in self.records()]
 
     def close(self) -> None:
         "End every process of every job."

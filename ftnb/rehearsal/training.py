@@ -140,7 +140,8 @@ class TrainingJobs:
     def table(self) -> Plain:
         "What runs and has run, for the page."
         return [{"name": r.name, "kind": "training", "status": r.secondary_status,
-                 "since": r.created, "log": (r.logs or [""])[0]} for r in self.records()]
+                 "since": r.created, "log": (r.logs or [""])[0], "why": r.failure_reason}
+                for r in self.records()]
 
     def close(self) -> None:
         "End every process of every job."

@@ -407,7 +407,7 @@ class TuningJobs:
     def table(self) -> Plain:
         "What runs and has run, for the page."
         return [{"name": t.name, "kind": "tuning", "status": t.status, "since": t.created,
-                 "log": ""} for t in self.tunings()]
+                 "log": "", "why": t.reason} for t in self.tunings()]
 
     def close(self) -> None:
         "End every thread; the children are the training jobs' to end."

@@ -228,7 +228,10 @@ class Watcher:
         "Look for a metric in some lines."
         values = [(metric.name, when, value) for line in some
                   if (value := metric.value(line)) is not None]
-        if values: self.found(values)
+        try:
+            if values: self.found(values)
+        except Exception as e:      # the log goes on
+            self.say(f"[rehearsal] values of the metric {metric.name} are lost: {e!r}")
         if not metric.hopeless or metric.name in self._told: return
         self._told.add(metric.name)
         self.say(f"[rehearsal] the expression of the metric {metric.name} takes too long on a "
