@@ -30,5 +30,6 @@ FTNB_WORKBENCH="$scratch/workbench" FTNB_DATA_CARDS="$scratch/cards" FTNB_TRACKI
     nbs/stages/{prepare,train,evaluate,bias,explain,release}.ipynb
 
 step "pytest"
-if [ "${1:-}" = --all ]; then pytest -n 2 -q tests; else pytest -n 2 -q -m "not slow" tests; fi
+if [ "${1:-}" = --all ]; then pytest -n 2 --dist worksteal -q tests
+else pytest -n 2 --dist worksteal -q -m "not slow" tests; fi
 printf '\nall checks passed in %s s\n' "$SECONDS"

@@ -209,7 +209,12 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("make", BAD_FILES, ids=lambda f: f.__name__)
+READ = (header_only, all_bad, no_labels, label_fractions, long_line)   # a kernel reads them first
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(f, marks=pytest.mark.slow if f in READ else ()) for f in BAD_FILES],
+    ids=lambda f: f.__name__)
 def test_a_file_that_is_no_use(shop, make):
     name, word = BAD_FILES[make]
     make(shop/name)

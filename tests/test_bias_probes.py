@@ -278,6 +278,7 @@ def test_answers_of_several_labels_are_right():
     assert scores[1].among.tolist() == [True, False, False]
 
 
+@pytest.mark.slow
 def test_hatecheck_and_templates_whole(public_data):
     class Fixed(Classifier):
         "Calls whatever names women, or gay people, hateful."

@@ -436,3 +436,25 @@ def test_two_machines_of_the_rehearsal_interrupted_give_the_bits_of_this_place(t
     assert there.where["interruptions"] == 2
     assert sha256(there.model/"model.safetensors") == sha256(here.model/"model.safetensors")
     assert {r["machine"] for r in read_json(there.output/"ranks.json")} == {"algo-1", "algo-2"}
+
+
+@linux
+@pytest.mark.slow
+def test_twenty_spot_kills_at_random_moments_end_with_the_same_bits(tmp_path):
+    pytest.importorskip("sagemaker")
+    from ftnb.foundation.settings import Settings, Stated
+    from ftnb.places.chosen import place
+    from ftnb.rehearsal.faults import read_interruption
+    from ftnb.rehearsal.server import rehearsal
+    made, chance = spread(tmp_path/"in", "none", 1, 1, dropout=.1, epochs=12), random.Random(5)
+    with rehearsal(tmp_path/"aws", spot_notice=.2) as aws:
+        site = Settings(tmp_path/"site", Stated(place="rehearsal", spot="yes",
+                                                endpoint=aws.endpoint))
+        calm = place(site)(replace(made, name="calm"), tmp_path/"calm").checked()
+        bits, seconds = sha256(calm.model/"model.safetensors"), calm.where["training_seconds"]
+        for i in range(20):
+            moment = {"job": "*", "after": [chance.uniform(.1, seconds)]}
+            aws.context.interruptions.add(read_interruption(moment))
+            one = place(site)(replace(made, name=f"killed-{i}"), tmp_path/f"{i}").checked()
+            assert sha256(one.model/"model.safetensors") == bits, moment
+            print(moment, one.where["interruptions"], "going on" in one.log.read_text())

@@ -74,6 +74,7 @@ def wait_for(what, seconds: float = 60) -> None:
 
 # The same job, the same bits
 
+@slow      # test_a_study_is_the_same_version_wherever_it_is_trained says more
 def test_a_training_here_and_there_ends_with_the_same_bits(site, tmp_path):
     from test_train_job import job as tiny
     job = tiny(tmp_path/"in")

@@ -1,7 +1,7 @@
 """One study, three ways: `ftnb run`, papermill with -p, Run All in a real JupyterLab; one result.
 
 The parameters are those of params/smoke.yaml. JupyterLab is driven by headless Chromium and takes
-part in `make test-all`.
+part in `make test-all`; so does running everything again, forced, on cold kernels.
 """
 import os
 import shutil
@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from ftnb.foundation.files import read_json
-from ftnb.foundation.settings import settings
+from ftnb.foundation.settings import Settings, settings
 from ftnb.study.plan import ORDER, plain, read_study, read_yaml
 from ftnb.study.runner import perform
 
@@ -33,25 +35,33 @@ def section(stage: str) -> dict:
     return plain(read_yaml(SMOKE)).get(stage) or {}
 
 
-@pytest.fixture(scope="module")
-def by_runner(tmp_path_factory):
-    "The smoke study, run by the runner on a site of its own; its version."
-    folder = tmp_path_factory.mktemp("runner")
+@contextmanager
+def site_in(folder: Path) -> Iterator[Settings]:
+    "Settings of this repository's that keep everything in a folder."
     names = {n: str(folder/n.lower()) for n in ("REPORTS", "DATA_CARDS", "STORE", "WORKBENCH")}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in names.items(): patch.setenv(f"FTNB_{name}", value)
         patch.setenv("FTNB_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        site = settings()
+        yield settings()
+
+
+@pytest.fixture(scope="module")
+def by_runner(tmp_path_factory):
+    "The smoke study, run by the runner on a site of its own; its version and the site's folder."
+    folder = tmp_path_factory.mktemp("runner")
+    with site_in(folder) as site:
         first = perform(read_study(SMOKE, site=site), site=site)
         assert first.new and first.executed == ORDER
         again = perform(read_study(SMOKE, site=site), site=site)
         assert (again.version, again.new, again.executed) == (first.version, False, ())
-        cold = perform(read_study(SMOKE, site=site), force=True, site=site, cold=True)
-    return first.version, cold
+    return first.version, folder
 
 
+@pytest.mark.slow
 def test_forced_and_on_cold_kernels_it_is_the_same_bytes(by_runner):
-    first, cold = by_runner
+    first, folder = by_runner
+    with site_in(folder) as site:
+        cold = perform(read_study(SMOKE, site=site), force=True, site=site, cold=True)
     assert cold.executed == ORDER
     assert (cold.version, cold.new) == (first, False), cold.note
 

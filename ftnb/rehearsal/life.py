@@ -194,9 +194,8 @@ def watch(job: Job, cluster: Cluster, notes: dict[str, list[str]], values: Sende
     for host, process in cluster.processes.items():
         stream = log_stream(job.client("logs"), f"{job.record.name}/{host}-{job.streams}")
         file = job.folder/f"{host}.log"
-        watcher = Watcher(process.output, file, stream, metrics_of(definitions), found)
-        for note in notes[host]: watcher.say(note)
-        watchers.append(watcher)
+        watchers.append(Watcher(process.output, file, stream, metrics_of(definitions), found,
+                                notes[host]))
         if str(file) not in job.record.logs: job.record.logs.append(str(file))
     return watchers
 

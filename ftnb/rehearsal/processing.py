@@ -165,13 +165,13 @@ def machines(job: Job, hangs: bool = False) -> list[Machine]:
 def watch(job: Job, cluster: Cluster) -> list[Watcher]:
     "Read what the containers print."
     watchers, started = [], int(time.time())
+    sealed = (job.request.get("NetworkConfig") or {}).get("EnableNetworkIsolation")
+    notes = ["[rehearsal] the network isn't cut off here"] if sealed else []
     for host, process in cluster.processes.items():
         stream = log_stream(job.client("logs"), f"{job.record.name}/{host}-{started}", GROUP)
         file = job.folder/f"{host}.log"
-        watchers.append(Watcher(process.output, file, stream))
+        watchers.append(Watcher(process.output, file, stream, notes=[] if watchers else notes))
         job.record.logs.append(str(file))
-    if (job.request.get("NetworkConfig") or {}).get("EnableNetworkIsolation"):
-        watchers[0].say("[rehearsal] the network isn't cut off here")
     return watchers
 
 

@@ -199,11 +199,13 @@ class Watcher:
     stream: Sender                                        # of the log, at CloudWatch
     metrics: list[Metric] = field(default_factory=list)
     found: Callable[[list[Value]], object] = lambda values: None   # told of values
+    notes: list[str] = field(default_factory=list)        # lines of the rehearsal's own, first
 
     def __post_init__(self):
         make_folder(self.file.parent)
         self._log = open(self.file, "a", encoding="utf-8")
         self._told: set[str] = set()
+        for line in self.notes: self.say(line)
         self._thread = threading.Thread(target=self.run, daemon=True)
         self._thread.start()
 
