@@ -451,10 +451,11 @@ def test_twenty_spot_kills_at_random_moments_end_with_the_same_bits(tmp_path):
         site = Settings(tmp_path/"site", Stated(place="rehearsal", spot="yes",
                                                 endpoint=aws.endpoint))
         calm = place(site)(replace(made, name="calm"), tmp_path/"calm").checked()
-        bits, seconds = sha256(calm.model/"model.safetensors"), calm.where["training_seconds"]
+        killed, bits, seconds = 0, sha256(calm.model/"model.safetensors"), calm.where["training_seconds"]
         for i in range(20):
             moment = {"job": "*", "after": [chance.uniform(.1, seconds)]}
             aws.context.interruptions.add(read_interruption(moment))
             one = place(site)(replace(made, name=f"killed-{i}"), tmp_path/f"{i}").checked()
             assert sha256(one.model/"model.safetensors") == bits, moment
-            print(moment, one.where["interruptions"], "going on" in one.log.read_text())
+            killed += one.where["interruptions"]
+    assert killed > 15      # the others came when all was done

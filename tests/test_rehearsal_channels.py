@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_jobs import BUCKET, ROLE, channel, training_jobs
 
-from ftnb.rehearsal.artifacts import inside, pack
+from ftnb.rehearsal.artifacts import gathered, inside, pack
 from ftnb.rehearsal.channels import Found, JobFailed, fetch, placed, relative, share
 from ftnb.rehearsal.mirror import Mirror, sync
 from ftnb.rehearsal.watching import BATCH_BYTES, LINE, batches, bursts, weight
@@ -75,6 +75,20 @@ def test_any_bytes_are_lines(pieces):
     found = [line for burst in bursts(io.BytesIO(content)) for line in burst]
     assert len(found) >= content.count(b"\n") and max(map(len, found), default=0) <= LINE
     assert "".join(found).count("a") == content.count(b"a")
+
+
+def test_what_is_gathered_may_vanish_meanwhile(tmp_path, monkeypatch):
+    "A trainer deletes its older checkpoints while they are looked at."
+    (tmp_path/"old").mkdir()
+    for name in ("old/a", "old/b", "new"): (tmp_path/name).write_text(name)
+    look = os.lstat
+
+    def gone(path):
+        if Path(path).name == "b": os.remove(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "lstat", gone)
+    assert [*gathered([tmp_path])] == ["new", "old", "old/a"]
 
 
 def test_channels_of_all_kinds(jobs):

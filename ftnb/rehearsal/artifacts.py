@@ -29,7 +29,8 @@ def gathered(folders: Sequence[Path]) -> dict[str, Path]:
         for parent, below_, files in os.walk(folder):
             for name in [*below_, *files]:
                 path = Path(parent)/name
-                kind = stat.S_IFMT(os.lstat(path).st_mode)
+                try: kind = stat.S_IFMT(os.lstat(path).st_mode)
+                except FileNotFoundError: continue      # gone since
                 if kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR):
                     found.setdefault(path.relative_to(folder).as_posix(), path)
     return dict(sorted(found.items()))

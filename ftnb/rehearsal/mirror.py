@@ -77,8 +77,10 @@ class Mirror:
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def run(self) -> None:
-        "Look until it is over."
-        while not self.over.wait(self.every): sync(self)
+        "Look until it is over, whatever comes of one look."
+        while not self.over.wait(self.every):
+            try: sync(self)
+            except OSError as e: self.problem = str(e)
 
     def start(self) -> None: self.thread.start()
 
