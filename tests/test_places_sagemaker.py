@@ -566,3 +566,20 @@ def test_where_it_ran_is_json_that_can_be_kept(tmp_path):
     from ftnb.places.contract import JobFolders
     result = JobResult("a", "Completed", 0, "", JobFolders(tmp_path), tmp_path/"job.log")
     assert result.where["place"] == "rehearsal"
+
+
+@pytest.mark.parametrize(("stated", "words"), [
+    ({"place": "rehearsal", "spot": "maybe"}, "spot is 'maybe'"),
+    ({"place": "aws"}, "no AWS region"),
+    ({"place": "aws", "region": "us-east-1", "bucket": "nobodys-1"}, "no bucket"),
+    ({"place": "aws", "region": "us-east-1", "image": ""}, "no image")])
+def test_wrong_settings_are_said_before_the_first_stage(aws, keys, tmp_path, stated, words):
+    from ftnb.foundation.settings import settings
+    from ftnb.study.plan import read_study
+    from ftnb.study.runner import perform
+    whole = Stated(reports=str(tmp_path/"r"), store=str(tmp_path/"s"), tracking_uri="",
+                   **{"image": IMAGE, "endpoint": aws.endpoint, **stated})
+    wrong = Settings(settings().root, whole)
+    with pytest.raises(BadInput, match=words):
+        perform(read_study(wrong.root/"params"/"smoke.yaml", site=wrong), site=wrong)
+    assert not list(wrong.store.glob("receipts/**/*.json"))

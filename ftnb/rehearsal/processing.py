@@ -164,7 +164,8 @@ def machines(job: Job, hangs: bool = False) -> list[Machine]:
 # %% ../../nbs/rehearsal/processing.ipynb #c15
 def watch(job: Job, cluster: Cluster) -> list[Watcher]:
     "Read what the containers print."
-    watchers, started = [], int(time.time())
+    watchers: list[Watcher] = []
+    started = int(time.time())
     sealed = (job.request.get("NetworkConfig") or {}).get("EnableNetworkIsolation")
     notes = ["[rehearsal] the network isn't cut off here"] if sealed else []
     for host, process in cluster.processes.items():

@@ -6,7 +6,7 @@
 __all__ = ['FIXED', 'Stage', 'look_at', 'on_the_table', 'read_name', 'read_file', 'counts', 'Run', 'environment', 'settle',
            'found', 'carry_out', 'unchanged', 'keep', 'failure', 'near', 'first_line', 'Outcome', 'conclude', 'harm',
            'in_order', 'issue', 'apart', 'keep_files', 'run_study', 'perform', 'rests_on', 'settle_all', 'left_running',
-           'latest', 'peak', 'check_key', 'check_writable', 'live_lines', 'stoppable']
+           'latest', 'peak', 'check_key', 'check_place', 'check_writable', 'live_lines', 'stoppable']
 
 # %% ../../nbs/study/runner.ipynb #c03
 import os
@@ -356,6 +356,7 @@ def perform(plan: Plan, force: bool = False, site: Settings | None = None,
     hashes = Hashes(site.store/"hashes.json")
     store = Store(site.store, hashes)
     stages = look_at(plan, site, hashes)
+    check_place(stages, store, site, force)
     with stoppable(), store.run(plan.name) as folder, ExitStack() as closing:
         live = closing.enter_context(live_lines(plan, store, folder))
         run = Run(plan, site, store, hashes, folder, stages, live, closing, force,
@@ -416,6 +417,15 @@ def check_key(site: Settings) -> None:
     "See that the key that signs can be read, where there is one, before the work."
     from ftnb.study.signing import signing_key
     signing_key(site)
+
+
+def check_place(stages: dict[str, Stage], store: Store, site: Settings, force: bool) -> None:
+    "See that jobs can be ordered elsewhere, where a stage with a job has to run."
+    jobs = [s for s in stages.values() if "ftnb.places.chosen" in s.made.get("modules", {})]
+    if site.stated.place != "local" and any(
+            force or not any(store.receipts(s.name, s.key)) for s in jobs):
+        from ftnb.places.order import look_ahead
+        look_ahead(site)
 
 
 def check_writable(site: Settings, study: str) -> None:
