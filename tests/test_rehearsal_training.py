@@ -351,7 +351,8 @@ def test_events_reach_a_queue(jobs):
     asked = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
     arn = asked["Attributes"]["QueueArn"]
     pattern = {"source": ["aws.sagemaker"], "detail-type": ["SageMaker Training Job State Change"],
-               "detail": {"TrainingJobStatus": ["Completed", "Failed"]}}
+               "detail": {"TrainingJobName": ["told"],
+                          "TrainingJobStatus": ["Completed", "Failed"]}}
     events.put_rule(Name="ends", EventPattern=json.dumps(pattern))
     events.put_targets(Rule="ends", Targets=[{"Id": "queue", "Arn": arn}])
     jobs.run("told", "print('x')")

@@ -283,9 +283,10 @@ def begin(tmp_path: Path, preload: list[str], cell: str) -> tuple[subprocess.Pop
     "A runner in a process of its own, with a kernel, a training job and a shell's children."
     notebook(tmp_path, cell, "print('after')")
     root = str(Path(__file__).resolve().parent.parent)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)   # a job of `&` ignores Ctrl-C
     runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), *preload],
                               stdout=subprocess.PIPE, text=True, start_new_session=True,
-                              env={**os.environ, "PYTHONPATH": root})
+                              env={**os.environ, "PYTHONPATH": root}, preexec_fn=heeds)
     until = time.monotonic() + 60
     def began() -> bool:
         there = (tmp_path/"job").exists() and (tmp_path/"job").read_text()
