@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from ftnb.foundation.settings import Settings, Stated
 from ftnb.places import doctor
-from ftnb.places.account import CLOSED, TRUST
 from ftnb.places.doctor import Finding, Setup, examine, role_needs, statements
+from ftnb.rehearsal.service import CLOSED, TRUST
 
 REGION, ACCOUNT = "us-east-1", "123456789012"
 SHARED: dict = {}   # sessions and their clients

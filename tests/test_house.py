@@ -177,6 +177,12 @@ def test_the_readme_names_what_there_is():
     for command in re.findall(r"^\s*ftnb ([a-z]+)", text, re.M): assert command in commands, command
 
 
+def test_the_rehearsals_rooms_are_all_named():
+    text = (ROOT/"nbs"/"rehearsal"/"README.md").read_text()
+    named = re.findall(r"^- \[(\w+)\]\(\1\.ipynb\)", text, re.M)
+    assert sorted(named) == [p.stem for p in LIBRARY if p.parent.name == "rehearsal"]
+
+
 def test_the_front_door_opens_quickly():
     "`ftnb --help` loads no torch, transformers or papermill."
     import sys

@@ -16,12 +16,12 @@ from ftnb.foundation.errors import BadInput, StudyFailed
 from ftnb.foundation.files import read_json, sha256, write_json
 from ftnb.foundation.settings import Settings, Stated
 from ftnb.places import local, order, sagemaker
-from ftnb.places.account import CLOSED
 from ftnb.places.chosen import place
 from ftnb.places.contract import Job, JobResult
 from ftnb.places.trial import state_after
 from ftnb.rehearsal.faults import Rule
 from ftnb.rehearsal.server import Rehearsal, rehearsal
+from ftnb.rehearsal.service import CLOSED
 
 slow = pytest.mark.slow
 ROLE = "arn:aws:iam::123456789012:role/SageMakerRole"
@@ -578,6 +578,7 @@ def test_wrong_settings_are_said_before_the_first_stage(aws, keys, tmp_path, sta
     from ftnb.study.plan import read_study
     from ftnb.study.runner import perform
     whole = Stated(reports=str(tmp_path/"r"), store=str(tmp_path/"s"), tracking_uri="",
+                   data_cards=str(tmp_path/"c"), workbench=str(tmp_path/"w"),
                    **{"image": IMAGE, "endpoint": aws.endpoint, **stated})
     wrong = Settings(settings().root, whole)
     with pytest.raises(BadInput, match=words):

@@ -381,4 +381,3 @@ def test_the_sdk_waits_with_logs(client, sdk, capsys):
     processor.run(code=str(folder/"source"/"clean.py"), inputs=inputs, outputs=outputs,
                   arguments=["--least", "2"])
     assert "kept 2" in capsys.readouterr().out      # the SDK looks every 30 seconds
-

@@ -383,6 +383,11 @@ def test_what_is_kept_survives_a_kill(folder, tmp_path):
     s3.put_bucket_tagging(Bucket="data", Tagging={"TagSet": [{"Key": "team", "Value": "a"}]})
     s3.put_public_access_block(Bucket="data", PublicAccessBlockConfiguration={
         "BlockPublicAcls": True})
+    assert all(s3.get_public_access_block(Bucket=server.BUCKET)[
+        "PublicAccessBlockConfiguration"].values())
+    assert s3.get_bucket_encryption(Bucket=server.BUCKET)["ServerSideEncryptionConfiguration"]
+    s3.put_public_access_block(Bucket=server.BUCKET, PublicAccessBlockConfiguration={
+        "BlockPublicAcls": True})       # opened, and it stays so
     for body in (b"1", b"2"):
         s3.put_object(Bucket="data", Key="x/y.csv", Body=body, ContentType="text/csv",
                       Metadata={"Rows": "1"}, Tagging="kind=train")
@@ -412,6 +417,8 @@ def test_what_is_kept_survives_a_kill(folder, tmp_path):
     assert s3.get_bucket_tagging(Bucket="data")["TagSet"][0]["Value"] == "a"
     assert s3.get_public_access_block(Bucket="data")["PublicAccessBlockConfiguration"][
         "BlockPublicAcls"]
+    assert not s3.get_public_access_block(Bucket=server.BUCKET)[
+        "PublicAccessBlockConfiguration"]["BlockPublicPolicy"]
     assert iam.get_role(RoleName="Trainer")["Role"]["RoleId"] == role["RoleId"]
     assert iam.list_attached_role_policies(RoleName="Trainer")["AttachedPolicies"]
     assert connect(second.endpoint, "kms").describe_key(KeyId="alias/data")["KeyMetadata"][

@@ -373,8 +373,12 @@ def test_two_hundred_kills(tmp_path, undisturbed):
 
 
 def interrupt_a_thread(pid: int) -> None:
-    "What the system may do with a Ctrl-C: any thread of a process can be the one that gets it."
-    other = next(int(p.name) for p in Path(f"/proc/{pid}/task").iterdir() if int(p.name) != pid)
+    "What the system may do with a Ctrl-C: whichever thread doesn't block it can get it."
+    def takes_it(thread: Path) -> bool:
+        blocked = (thread/"status").read_text().partition("SigBlk:")[2].split()[0]
+        return not int(blocked, 16) >> int(signal.SIGINT) - 1 & 1
+    other = next(int(p.name) for p in Path(f"/proc/{pid}/task").iterdir()
+                 if int(p.name) != pid and takes_it(p))
     tgkill = 234 if platform.machine() == "x86_64" else 131
     assert ctypes.CDLL(None).syscall(tgkill, pid, other, int(signal.SIGINT)) == 0
 

@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from ftnb.foundation.errors import BadInput, FtnbError, StudyFailed
 from ftnb.foundation.files import sha256
 from ftnb.foundation.settings import Settings, Stated
 from ftnb.places import fetch, upload
-from ftnb.places.account import CLOSED, Account, check_bucket, config, open_account
+from ftnb.places.account import Account, check_bucket, config, open_account
 from ftnb.places.upload import channel_files, put_up, put_up_all, send, summed
 from ftnb.rehearsal.faults import Rule
 from ftnb.rehearsal.server import Rehearsal, rehearsal
+from ftnb.rehearsal.service import CLOSED
 
 PART = 5 * 2**20      # the smallest that S3 takes
 
@@ -178,6 +180,20 @@ def test_two_at_once_send_one_object(account, tmp_path, monkeypatch):
     for thread in both: thread.join()
     assert len(found) == 2 and len(set(found)) == 1 and len(keys(account)) == 1
     assert got(account, keys(account)[0]) == file.read_bytes()
+
+
+@pytest.mark.parametrize("operation, more", [
+    ("upload_part", {"PartNumber": 1, "Body": b"x"}),
+    ("upload_part_copy", {"PartNumber": 1, "CopySource": "there"}),
+    ("complete_multipart_upload", {"MultipartUpload": {"Parts": [
+        {"PartNumber": 1, "ETag": "x"}]}}),
+    ("abort_multipart_upload", {}), ("list_parts", {})])
+def test_an_upload_that_has_ended_is_no_upload(account, operation, more):
+    s3, at = account.client("s3"), {"Bucket": account.bucket, "Key": "key"}
+    s3.put_object(Bucket=account.bucket, Key="there", Body=b"x")
+    if "CopySource" in more: more = {**more, "CopySource": f"{account.bucket}/there"}
+    with pytest.raises(ClientError) as e: getattr(s3, operation)(**at, UploadId="gone", **more)
+    assert e.value.response["Error"]["Code"] == "NoSuchUpload"
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(account, tmp_path):

@@ -34,7 +34,8 @@ from urllib.parse import urlsplit
 from ..foundation.errors import FtnbError
 from ..foundation.files import amount, free_space
 from ..foundation.settings import Settings
-from .account import CLOSED, DENIED, LOGIN, TRUST, code_of, open_account, session
+from .account import DENIED, LOGIN, code_of, open_account, session
+from ..rehearsal.service import CLOSED, TRUST
 
 # %% ../../nbs/places/doctor.ipynb #c06
 State = Literal["well", "advice", "missing", "unknown", "skipped"]

@@ -21,11 +21,12 @@ from typing import Any
 from ..foundation.errors import BadInput
 from ..foundation.files import sha256, sha256_of_folder
 from ..foundation.settings import Settings
-from .account import Account, open_account
+from .account import Account, check_bucket, open_account
 from .contract import Job, as_strings, metric_definitions
 from .inside import code_of, entry_point
 from .local import FIXED
-from .upload import channel_files, check_bucket
+from .upload import channel_files
+from ..rehearsal.service import ACCOUNT, REGION
 
 # %% ../../nbs/places/order.ipynb #c06
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ class Terms:
         return 2 * self.seconds if self.spot else self.seconds
 
 
-def terms(site: Settings, account: Account) -> Terms:
+def terms(site: Settings) -> Terms:
     "What the settings say. Raises BadInput."
     stated = site.stated
     if bool(stated.subnets) != bool(stated.security_groups):
         raise BadInput("a VPC needs both, subnets and security_groups", "the settings")
     listed = [tuple(filter(None, (p.strip() for p in text.split(","))))
               for text in (stated.subnets, stated.security_groups)]
-    return Terms(image_of(site, account), stated.instance_type,
+    return Terms(image_of(site), stated.instance_type,
                  int(number("volume", stated.volume)), yes("spot", stated.spot),
                  number("max_hours", stated.max_hours), *listed)
 
@@ -76,27 +77,26 @@ def yes(name: str, text: str) -> bool:
     raise BadInput(f"setting {name} is {text!r}", fix="write yes or no")
 
 
-def image_of(site: Settings, account: Account) -> str:
+def image_of(site: Settings) -> str:
     "The container image; a rehearsal runs this environment's Python instead, and needs none."
-    if site.stated.image: return site.stated.image
-    if site.stated.place == "rehearsal":
-        return f"{account.number}.dkr.ecr.{account.region}.amazonaws.com/ftnb:rehearsal"
+    stated = site.stated
+    if stated.image: return stated.image
+    if stated.place == "rehearsal":
+        return f"{ACCOUNT}.dkr.ecr.{stated.region or REGION}.amazonaws.com/ftnb:rehearsal"
     raise BadInput("no image to run in", "the setting image",
                    "build the Dockerfile and push it to ECR, then name it: see `ftnb doctor`")
 
 # %% ../../nbs/places/order.ipynb #c06b
 def look_ahead(site: Settings) -> None:
     "Refuse settings with which no job could be ordered: BadInput; StudyFailed if AWS is silent."
-    stated = site.stated
-    if stated.place == "rehearsal":     # which has what it's asked for
-        terms(site, Account("rehearsal", "0" * 12, stated.region, "", "", "", "", "", None))
-    elif stated.place == "aws":
-        account = open_account(site)
-        terms(site, account)
-        check_bucket(account)
-        if not account.role:
-            raise BadInput("no role for jobs to have", "the setting role",
-                           "`ftnb doctor` writes the commands that make one")
+    if site.stated.place == "local": return
+    terms(site)
+    if site.stated.place == "rehearsal": return     # which has what it's asked for
+    account = open_account(site)
+    check_bucket(account)
+    if not account.role:
+        raise BadInput("no role for jobs to have", "the setting role",
+                       "`ftnb doctor` writes the commands that make one")
 
 # %% ../../nbs/places/order.ipynb #c08
 def contents(job: Job) -> dict[str, str]:

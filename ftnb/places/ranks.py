@@ -107,12 +107,12 @@ def run_ranks(module: str, processes: int, folders: JobFolders) -> int:
     finally: shutil.rmtree(own, ignore_errors=True)
     return 0
 
-
+# %% ../../nbs/places/ranks.ipynb #c15b
 AFTER = 5   # seconds in which whoever failed first is seen first; torchrun ends the others then
 
 
 def one_process(module: str, starter: int) -> None:
-    "Run one process. One that lost the others ends after them; gloo's tidying aborts."
+    "Run one process of a job; one that lost the others ends after them."
     try: start(module, starter)
     except SystemExit as e:
         if e.code != LOST: raise
@@ -132,4 +132,4 @@ def main() -> int:
     return run_ranks(sys.argv[1], int(sys.argv[2]), JobFolders.here())
 
 # %% ../../nbs/places/ranks.ipynb #c16
-if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # no notebook

@@ -240,7 +240,7 @@ def run(
     "Run a job on SageMaker, as the settings say, and wait for its end."
     with ready(site) as site:
         account = open_account(site)
-        on = terms(site, account)
+        on = terms(site)
         order = Order(job, account, on, identity(job, contents(job), on), study, afresh)
         running = Running(site, order, JobFolders(Path(folder).resolve()), follow)
         said = running.until_it_ends(running.begin())

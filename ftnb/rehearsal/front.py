@@ -86,11 +86,11 @@ def not_in_moto(operation: Operation) -> ServiceError:
                         f"Neither the rehearsal nor moto, which answers for it, has got {name}.")
 
 
-OF_UPLOADS = ("UploadPart", "UploadPartCopy", "CompleteMultipartUpload", "AbortMultipartUpload")
+OF_UPLOADS = ("UploadPart", "UploadPartCopy", "CompleteMultipartUpload")
 
 
 def failed_in_moto(operation: Operation, e: Exception) -> ServiceError:
-    "What S3 says of an upload in parts that has ended; else that moto failed, which won't pass."
+    "What S3 says of an upload in parts that has ended; else that moto failed, and will again."
     if operation.name in OF_UPLOADS and isinstance(e, KeyError):
         return ServiceError("NoSuchUpload", "The specified upload does not exist. The upload ID "
                             "may be invalid, or it may have been aborted or completed.", 404)
@@ -285,10 +285,11 @@ class Front:
         "moto's answer. Its lists aren't safe against writing in other threads: they're read again."
         try: return Response.from_app(self.moto, request.environ, buffered=True)
         except NotImplementedError: raise not_in_moto(operation) from None
-        except Exception as e:
+        except RuntimeError as e:
             reading = request.method in ("GET", "HEAD")
-            if reading and tries > 1 and "changed size" in str(e):
-                return self.by_moto(operation, request, tries - 1)
+            if not reading or tries == 1 or "changed size" not in str(e): raise   # a 500: try again
+            return self.by_moto(operation, request, tries - 1)
+        except Exception as e:
             told = failed_in_moto(operation, e)
             if told.status == 501: log.exception("%s:%s failed", operation.service, operation.name)
             raise told from e

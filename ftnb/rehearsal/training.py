@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNSUPPORTED', 'Records', 'Plain', 'unsupported', 'check_rehearsed', 'TrainingJobs', 'running', 'folder_name', 'begin',
-           'taken', 'stop', 'interrupt', 'update', 'delete', 'warm_up', 'detail', 'event', 'put_events', 'restore',
-           'close']
+           'taken', 'stop', 'interrupt', 'update', 'delete', 'warm_up', 'event', 'restore', 'close']
 
 # %% ../../nbs/rehearsal/training.ipynb #c02
-import json
 import threading
 import time
 from collections import Counter
@@ -19,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from . import checks
 from .channels import JobFailed, mode_of
+from .events import Told, state_change, teller
 from .isolation import isolation
 from .life import Job, below_ml, live
 from .packages import parent
@@ -35,7 +34,6 @@ from ftnb.rehearsal.records import (
 from .service import REGION, Call, Context, Handler, ServiceError
 from .tags import handlers as tag_handlers
 from .tags import tags_of
-from .watching import Sender
 
 # %% ../../nbs/rehearsal/training.ipynb #c04
 def unsupported(what: str) -> ServiceError:
@@ -72,7 +70,7 @@ class TrainingJobs:
     def __init__(self, context: Context):
         self.context, self.lock = context, threading.RLock()
         self.jobs: dict[tuple[str, str], Job] = {}   # by region and name
-        self.events = Sender(lambda events: put_events(context, events), every=0.1)
+        self.events = teller(context)
         self.warming = threading.Timer(0.5, warm_up, [context])
         self.warming.daemon = True
         self.warming.start()
@@ -253,27 +251,9 @@ def warm_up(context: Context) -> None:
     parent(context.options.python)
 
 # %% ../../nbs/rehearsal/training.ipynb #c15
-def detail(record: Record) -> dict[str, Any]:
-    "What an event tells of a job: its description, times in milliseconds."
-    def milliseconds(value: Any, name: str = "") -> Any:
-        if isinstance(value, dict): return {k: milliseconds(v, k) for k, v in value.items()}
-        if isinstance(value, list): return [milliseconds(v, name) for v in value]
-        is_time = isinstance(value, float) and name.endswith(("Time", "Timestamp"))
-        return int(value * 1000) if is_time else value
-
-    return milliseconds(described(record))
-
-
-def event(record: Record) -> tuple[str, dict[str, Any]]:   # region, entry of PutEvents
-    "The event that tells of a job's new status."
-    return record.region, {
-        "Source": "aws.sagemaker", "DetailType": "SageMaker Training Job State Change",
-        "Detail": json.dumps(detail(record)), "Resources": [record.arn]}
-
-
-def put_events(context: Context, events: list[tuple[str, dict[str, Any]]]) -> None:
-    "Tell EventBridge."
-    for region, entry in events: context.client("events", region).put_events(Entries=[entry])
+def event(record: Record) -> Told:
+    "What EventBridge hears of a training job."
+    return record.region, state_change("Training Job", record.arn, described(record))
 
 
 def restore(jobs: TrainingJobs, state: list[dict[str, Any]]) -> None:

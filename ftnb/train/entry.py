@@ -208,4 +208,4 @@ def _fail(folders: JobFolders, reason: str, code: int) -> int:
     return code
 
 # %% ../../nbs/train/entry.ipynb #c15
-if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())   # no notebook
