@@ -521,7 +521,8 @@ def test_eventbridge_hears_of_it(tuner):
     events, sqs = tuner.running.context.client("events"), tuner.running.context.client("sqs")
     queue = sqs.create_queue(QueueName="heard")["QueueUrl"]
     kind = "SageMaker HyperParameter Tuning Job State Change"
-    events.put_rule(Name="heard", EventPattern=json.dumps({"detail-type": [kind]}))
+    pattern = {"detail-type": [kind], "detail": {"HyperParameterTuningJobName": ["heard"]}}
+    events.put_rule(Name="heard", EventPattern=json.dumps(pattern))
     target = {"Id": "1", "Arn": "arn:aws:sqs:us-east-1:123456789012:heard"}
     events.put_targets(Rule="heard", Targets=[target])
     tuner.run("heard", jobs=1, parallel=1)
