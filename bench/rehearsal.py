@@ -1,10 +1,12 @@
 """What does the rehearsal of AWS cost, above what the SDK and the processes cost anyway?
 
 Each figure beside its limit, in one run: the start of the server until it answers, beside
-importing what it is made of; a DescribeTrainingJob, beside stock moto's own answer to it; a
-training job that does nothing, from boto3's request to its end, beside the same command run bare;
-and the same job ordered through the SDK's ModelTrainer (which stock moto doesn't get through),
-beside the SDK's own part of that. What its polling adds, a multiple of 5 s, is a figure of its own.
+importing what it is made of; the shapes of a request, beside botocore's own check of them (which
+looks at types and required members, not at patterns); a DescribeTrainingJob, beside stock moto's
+own answer to it; a training job that does nothing, from boto3's request to its end, beside the same
+command run bare; and the same job ordered through the SDK's ModelTrainer (which stock moto doesn't
+get through), beside the SDK's own part of that. What its polling adds, a multiple of 5 s, is a
+figure of its own.
 """
 import os
 import statistics
@@ -30,7 +32,7 @@ def timed(what) -> float:
 def row(name: str, ours: list[float], limit: list[float], of: str) -> str:
     "A line of the table, in milliseconds."
     mine, least = statistics.median(ours), statistics.median(limit)
-    return f"{name:38}{1e3 * mine:10.1f}{1e3 * least:10.1f}{mine / least:9.2f}   {of}"
+    return f"{name:38}{1e3 * mine:10.2f}{1e3 * least:10.2f}{mine / least:9.2f}   {of}"
 
 
 def starts(home: Path) -> str:
@@ -45,6 +47,20 @@ def starts(home: Path) -> str:
         subprocess.run([*command, "down", *folder], check=True, capture_output=True)
         limit.append(timed(lambda: subprocess.run([sys.executable, "-c", needed], check=True)))
     return row("start of the server", ours, limit, "importing moto, boto3 and werkzeug")
+
+
+def shapes_of_a_request(client) -> str:
+    "A request's members checked against the service's model."
+    from botocore.validate import ParamValidator
+
+    from ftnb.rehearsal import shapes
+    model = client.meta.service_model.operation_model("CreateTrainingJob").input_shape
+    asked, theirs = request("checked"), ParamValidator()
+    shapes.check("sagemaker", "CreateTrainingJob", asked)     # its tables are made
+    pairs = [(timed(lambda: shapes.check("sagemaker", "CreateTrainingJob", asked)),
+              timed(lambda: theirs.validate(asked, model))) for _ in range(500)]
+    return row("shapes of a CreateTrainingJob", [a for a, _ in pairs], [b for _, b in pairs],
+               "botocore, types alone")
 
 
 def describes(running, stock) -> str:
@@ -145,6 +161,7 @@ def main() -> None:
         home = Path(name)
         print(starts(home))
         with rehearsal() as running:
+            print(shapes_of_a_request(running.context.client("sagemaker")))
             print(describes(running, stock_moto()))
             print(jobs(running))
             print(*through_the_sdk(running, home), sep="\n")

@@ -6,6 +6,7 @@ step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export MPLBACKEND=agg TOKENIZERS_PARALLELISM=false PYTHONHASHSEED=0 HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=1   # two workers on two cores: two threads of each wait for one another
 
 step "exported code in step with the notebooks; notebooks clean"
 cp -r nbs ftnb pyproject.toml README.md "$scratch"

@@ -5,6 +5,7 @@ address): then nothing is furnished, and nothing is excused.
 """
 import json
 import os
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -374,20 +375,22 @@ def test_image(setup, client):
 # together
 
 def test_a_probe_that_hangs_is_given_up(setup):
-    def hangs(setup): time.sleep(3); return Finding("hangs", "well", "")
+    over = threading.Event()
+    def hangs(setup): over.wait(60); return Finding("hangs", "well", "")
     def quick(setup): return Finding("quick", "well", "")
     impatient = setup(own=True)
     impatient.patience = .3
     began = time.monotonic()
     found = doctor.side_by_side([hangs, hangs, quick], impatient)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 30      # not the minute that they take
+    over.set()
     assert [f.state for f in found] == ["unknown", "unknown", "well"]
 
 
 def test_everything_at_once_is_quick(setup, client, bucket):
     began = time.monotonic()
     found = examine(setup(bucket=bucket).site)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert {f.probe for f in found.findings} == {
         doctor.title(p) for p in (*doctor.HERE, doctor.credentials, doctor.account, doctor.region,
                                   *doctor.THERE)}
