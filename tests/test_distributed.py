@@ -171,6 +171,28 @@ def test_the_process_that_failed_first_is_the_reason(tmp_path, how, code, says):
     assert not (tmp_path/"job"/"torchrun").exists()
 
 
+ABORTS = """
+import atexit, os, sys
+class Aborts:
+    def __del__(self): os.abort()
+sys.kept = Aborts()                                     # until the interpreter is taken apart
+atexit.register(lambda: open(f"ended-{os.environ['RANK']}", "w").close())
+print("done", end="")                                   # not flushed
+if os.environ["RANK"] == "1": sys.exit(CODE)
+"""
+
+
+@pytest.mark.parametrize("code, exit_code", [("0", 0), ("None", 0), ("4", 4), ("'no rows'", 1)])
+def test_an_interpreter_that_would_abort_isnt_taken_apart(tmp_path, code, exit_code):
+    (tmp_path/"ends.py").write_text(ABORTS.replace("CODE", code))
+    environment = {"PYTHONPATH": str(tmp_path), "FTNB_PATIENCE": "5"}
+    made = run(Job("e", "ends", environment=environment, processes=2), tmp_path/"job")
+    assert made.exit_code == exit_code, made.reason
+    said = (tmp_path/"job"/"job.log").read_text()
+    assert "done" in said and ("no rows" in said) == ("no rows" in code)
+    assert (tmp_path/"job"/"ended-1").exists()
+
+
 @linux
 def test_processes_end_with_torchrun_and_torchrun_with_its_parent(tmp_path):
     environment = script(tmp_path, "sleeps")

@@ -6,6 +6,7 @@
 __all__ = ['PATIENCE', 'AFTER', 'Machines', 'machines', 'torchrun_options', 'told', 'run_ranks', 'one_process', 'main']
 
 # %% ../../nbs/places/ranks.ipynb #c03
+import atexit
 import json
 import os
 import shutil
@@ -13,10 +14,11 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..foundation.errors import BadInput
 from ..foundation.files import read_json, write_text
@@ -111,22 +113,26 @@ def run_ranks(module: str, processes: int, folders: JobFolders) -> int:
 AFTER = 5   # seconds in which whoever failed first is seen first; torchrun ends the others then
 
 
-def one_process(module: str, starter: int) -> None:
-    "Run one process of a job; one that lost the others ends after them."
+def one_process(module: str, starter: int) -> NoReturn:
+    "Run one process of a job, to its very end; one that lost the others ends after them."
+    code = 0
     try: start(module, starter)
     except SystemExit as e:
-        if e.code != LOST: raise
-        sys.stdout.flush()
-        sys.stderr.flush()
-        time.sleep(AFTER)
-        os._exit(LOST)
+        if isinstance(e.code, str): print(e.code, file=sys.stderr)
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:   # what ends a process ends this one, and is said
+        traceback.print_exc()
+        code = 1
+    if code != LOST: atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == LOST: time.sleep(AFTER)
+    os._exit(code)
 
 
 def main() -> int:
     "Either a machine's share (`MODULE PROCESSES`), or one process (`--rank MODULE STARTER`)."
-    if sys.argv[1] == "--rank":
-        one_process(sys.argv[2], int(sys.argv[3]))
-        return 0
+    if sys.argv[1] == "--rank": one_process(sys.argv[2], int(sys.argv[3]))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # until torchrun's
     return run_ranks(sys.argv[1], int(sys.argv[2]), JobFolders.here())
