@@ -196,6 +196,21 @@ def test_an_upload_that_has_ended_is_no_upload(account, operation, more):
     assert e.value.response["Error"]["Code"] == "NoSuchUpload"
 
 
+def test_what_another_request_replaced_meanwhile_is_tried_again(aws, account, monkeypatch):
+    "moto closes the file of a part that somebody sends again, also while it is being read."
+    moto, failed = aws.front.moto, list[int]()
+
+    def races(environment, start):
+        if environment["REQUEST_METHOD"] == "PUT" and not failed:
+            failed.append(1)
+            raise ValueError("I/O operation on closed file.")
+        return moto(environment, start)
+
+    monkeypatch.setattr(aws.front, "moto", races)
+    account.client("s3").put_object(Bucket=account.bucket, Key="key", Body=b"x")
+    assert failed and got(account, "key") == b"x"
+
+
 def test_a_file_that_changes_meanwhile_is_noticed(account, tmp_path):
     file = tmp_path/"rows.txt"
     file.write_text("before")

@@ -290,6 +290,7 @@ class Front:
             if not reading or tries == 1 or "changed size" not in str(e): raise   # a 500: try again
             return self.by_moto(operation, request, tries - 1)
         except Exception as e:
+            if "closed file" in str(e): raise   # another request has just replaced this: try again
             told = failed_in_moto(operation, e)
             if told.status == 501: log.exception("%s:%s failed", operation.service, operation.name)
             raise told from e
