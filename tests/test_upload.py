@@ -196,6 +196,26 @@ def test_an_upload_that_has_ended_is_no_upload(account, operation, more):
     assert e.value.response["Error"]["Code"] == "NoSuchUpload"
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_an_upload_that_another_process_ended(account, tmp_path, monkeypatch, comes):
+    "S3 forgets an upload before its object can be seen, or because somebody aborted it."
+    monkeypatch.setattr(upload, "PART", PART)
+    monkeypatch.setattr(upload, "ASSEMBLED", 30 if comes else .3)
+    ended, begun = iter([("gone", dict[int, str]())]), upload.begun
+    monkeypatch.setattr(upload, "begun", lambda *given: next(ended, None) or begun(*given))
+    file = large(tmp_path)
+    sums, other = summed(file), replace(account)
+    late = threading.Timer(.5, upload.send_parts, (other, file, "key", sums, lambda n: None))
+    if comes:
+        late.start()
+        assert send(account, file, "key", sums)
+        late.join()
+    else:
+        with pytest.raises(StudyFailed, match="another process ended this upload") as e:
+            send(account, file, "key", sums)
+        assert "run it again" in str(e.value)
+
+
 def test_what_another_request_replaced_meanwhile_is_tried_again(aws, account, monkeypatch):
     "moto closes the file of a part that somebody sends again, also while it is being read."
     moto, failed = aws.front.moto, list[int]()

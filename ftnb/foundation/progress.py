@@ -22,7 +22,12 @@ T = TypeVar("T")
 INNER = 1.0   # seconds before a bar within another one is shown
 
 # %% ../../nbs/foundation/progress.ipynb #c05
-_open = threading.local()   # how many bars of this thread are
+class _Open(threading.local):
+    "What this thread has open."
+    bars = 0
+
+
+_open = _Open()
 
 
 class Progress:
@@ -35,9 +40,9 @@ class Progress:
         quiet: bool = False,        # only the file, no bar
     ):
         self.label, self.total, self.n, self.note = label, total, 0, ""
-        inner = getattr(_open, "bars", 0) > 0   # shown when it's long, gone when it's done
+        inner = _open.bars > 0   # shown when it's long, gone when it's done
         self._file, self._last = os.environ.get("FTNB_PROGRESS"), 0.0
-        if inner: self._last = time.monotonic() + INNER
+        self._from = time.monotonic() + (INNER if inner else 0)
         self._bar = tqdm(desc=label, total=total, file=sys.stderr, leave=not inner,
                          delay=INNER if inner else 0, disable=quiet or bool(self._file))
 
@@ -51,8 +56,7 @@ class Progress:
         self.note = note or self.note
         self._bar.update(n)
         if note: self._bar.set_postfix_str(note)
-        since = time.monotonic() - self._last
-        if self._file and (since > .25 or since > 0 and self.n == self.total): self._tell()
+        if time.monotonic() - self._last > .25 or self.n == self.total: self._tell()
 
     def reach(
         self,
@@ -66,8 +70,9 @@ class Progress:
 
     def _tell(self) -> None:
         "Leave the state for the runner; a line that can't be written is not worth failing for."
-        self._last = time.monotonic()
-        if not self._file: return
+        now = time.monotonic()
+        if not self._file or now < self._from: return
+        self._last = now
         state = {"label": self.label, "n": self.n, "total": self.total, "note": self.note}
         part = Path(f"{self._file}.{os.getpid()}")
         try:
@@ -76,15 +81,15 @@ class Progress:
         except OSError: self._file = None
 
     def __enter__(self):
-        _open.bars = getattr(_open, "bars", 0) + 1
+        _open.bars += 1
         return self
 
     def __exit__(self, *exc):
         _open.bars -= 1
-        if time.monotonic() >= self._last: self._tell()
+        self._tell()
         self._bar.close()
 
-
+# %% ../../nbs/foundation/progress.ipynb #lines1
 def tell(text: str) -> None:
     "Tell a person a line: on standard error, and through a study's runner where one listens."
     print(text, file=sys.stderr, flush=True)

@@ -113,15 +113,14 @@ def send(account: Account, file: Path, key: str, sums: Sums,
         told(sums.size)
         return False
     way = send_whole if len(sums.parts) == 1 else send_parts
-    until = time.monotonic()
+    until, wrong = time.monotonic(), "S3 has something else than what was sent"
     try: way(account, file, key, sums, told)
     except ClientError as e:
         if code_of(e) != "NoSuchUpload": raise
         until += ASSEMBLED   # another process has just finished it, and S3 puts it together
+        wrong = "another process ended this upload, and S3 hasn't got the file"
     while not there(account, key, sums):
-        if time.monotonic() > until:
-            raise StudyFailed("S3 has something else than what was sent",
-                              f"s3://{account.bucket}/{key}", AGAIN)
+        if time.monotonic() > until: raise StudyFailed(wrong, f"s3://{account.bucket}/{key}", AGAIN)
         time.sleep(.2)
     return True
 
