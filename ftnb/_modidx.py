@@ -1920,6 +1920,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'ftnb/foundation/progress.py'),
                                           'ftnb.foundation.progress.Progress.update': ( 'foundation/progress.html#progress.update',
                                                                                         'ftnb/foundation/progress.py'),
+                                          'ftnb.foundation.progress._Open': ( 'foundation/progress.html#_open',
+                                                                              'ftnb/foundation/progress.py'),
                                           'ftnb.foundation.progress.tell': ('foundation/progress.html#tell', 'ftnb/foundation/progress.py'),
                                           'ftnb.foundation.progress.track': ( 'foundation/progress.html#track',
                                                                               'ftnb/foundation/progress.py')},
